@@ -1,0 +1,202 @@
+"""The protocols that every part of the house keeps. Read this file first; the records are in :mod:`repalign.state`.
+
+Three ideas carry everything: the backbone draws nothing at random (times, noise and dropped conditions come in);
+hidden states are asked for by name; a state may have several named streams and still adds and scales like a tensor.
+Every loss is [B]; the mean over the batch is taken once, in :mod:`repalign.training.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from repalign.state import Coefficients, Cond, Draw, Gaussian, Output, PathSample, State, Step, Tokens, TokenSpec
+
+
+class Randomness(Protocol):
+    """Named random streams, one per sample (:class:`repalign.random.SampleRandom`; recorded draws in golden tests)."""
+
+    @property
+    def batch(self) -> int: ...
+    def at(self, stage: int) -> Randomness: ...
+    def uniform(self, name: str) -> Tensor: ...  # [B] in [0, 1)
+    def integers(self, name: str, low: int, high: int) -> Tensor: ...  # [B] in [low, high)
+    def normal(self, name: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor: ...
+    def normal_like(self, name: str, state: State) -> State: ...
+
+
+class Backbone(Protocol):
+    """A network that predicts from a noisy state: a function of its inputs and nothing else.
+
+    ``tap_specs`` names the hidden states on offer: ``block.8`` is the output of the 8th block (1-based, as papers
+    print it), ``encoder.8``, ``mid``, ``block.8/text``. ``uses_carry`` says that the output holds a ``carry`` which
+    makes a later call cheaper (DDT's shared encoder, a key-value cache); a batch then may not change its size.
+    """
+
+    tap_specs: Mapping[str, TokenSpec]
+    uses_carry: bool
+
+    def __call__(
+        self,
+        x_t: State,
+        t: Tensor | None,  # [B] or [B, K]
+        cond: Cond,
+        *,
+        taps: Collection[str] = (),
+        only_taps: bool = False,  # stop after the last tap that is wanted
+        carry: Any = None,
+    ) -> Output: ...
+
+
+class TokenIO(Protocol):
+    """Inside a transformer backbone: how the streams of a state become tokens and come back."""
+
+    grid: tuple[int, int]
+    prefix: int
+
+    def embed(self, x_t: State) -> Tensor: ...  # -> [B, prefix + N, D]
+    def unembed(self, tokens: Tensor) -> tuple[State, Mapping[str, State]]: ...  # -> pred, heads
+
+
+class Path(Protocol):
+    """The interpolant between data (t = 0) and noise (t = 1)."""
+
+    def coefficients(self, t: Tensor) -> Coefficients: ...
+    def sample(self, x_0: State, eps: State, t: Tensor) -> PathSample: ...
+
+
+class Parametrization(Protocol):
+    """What the network predicts, and how that converts to the three other quantities."""
+
+    def target(self, sample: PathSample) -> State: ...
+    def velocity(self, pred: State, x_t: State, c: Coefficients) -> State: ...
+    def data(self, pred: State, x_t: State, c: Coefficients) -> State: ...
+    def noise(self, pred: State, x_t: State, c: Coefficients) -> State: ...
+    def score(self, pred: State, x_t: State, c: Coefficients) -> State: ...
+
+
+class TimeSampler(Protocol):
+    """Times for training, [B] (a ladder: [B, K])."""
+
+    def __call__(self, random: Randomness) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """A training loss: it makes the draw, then calls the backbone, once or many times."""
+
+    def draw(self, x_0: State, random: Randomness) -> Draw: ...
+    def __call__(
+        self,
+        backbone: Backbone,
+        x_0: State,
+        cond: Cond,
+        draw: Draw,
+        *,
+        taps: Collection[str] = (),
+        only_taps: bool = False,
+    ) -> Step: ...
+
+
+class Encoder(Protocol):
+    """A frozen representation with its own preprocessing: images [B, 3, H, W] in [0, 1] -> tokens."""
+
+    spec: TokenSpec
+
+    def __call__(self, images: Tensor) -> Tokens: ...
+
+
+class LatentNorm(Protocol):
+    """Between raw latents (stored) and normalised latents (diffused)."""
+
+    def normalize(self, raw: State) -> State: ...
+    def denormalize(self, latent: State) -> State: ...
+
+
+class Autoencoder(Protocol):
+    """Images to raw latents and back; ``latent_shape`` is (C, H, W) for the data's image size."""
+
+    norm: LatentNorm
+    downsampling: int
+    channels: int
+
+    def encode(self, images: Tensor) -> Gaussian: ...  # [B, 3, H, W] in [0, 1]
+    def decode(self, raw: State) -> Tensor: ...  # -> [B, 3, H, W] in [0, 1], clamped
+
+
+class Conditioner(Protocol):
+    """From a batch to the backbone's conditions, and the null condition that guidance and dropout use."""
+
+    def __call__(self, batch: Mapping[str, Any]) -> Cond: ...
+    def null(self, batch: int, device: torch.device) -> Cond: ...
+    def draw_drop(self, random: Randomness) -> Mapping[str, Tensor]: ...  # name -> bool [B]
+
+
+class Target(Protocol):
+    """What a tap is aligned with: tokens from an encoder, a teacher, another tap, another view. Detached unless it says so."""
+
+    def spec(self, taps: Mapping[str, TokenSpec], features: Mapping[str, TokenSpec]) -> TokenSpec: ...
+    def __call__(self, context: Context) -> Tokens: ...
+
+
+class Similarity(Protocol):
+    """A loss between student and target tokens of the same shape: [B, N, D] x [B, N, D] -> [B]."""
+
+    def __call__(self, student: Tensor, target: Tensor) -> Tensor: ...
+
+
+class Aligner(Protocol):
+    """One alignment term: tap x target x head x similarities -> [B]."""
+
+    taps: Collection[str]
+    weight: float
+
+    def __call__(self, context: Context) -> Tensor: ...
+
+
+class Context(Protocol):
+    """What an aligner may read of the step (:class:`repalign.training.step.StepContext`)."""
+
+    images: Tensor | None
+    x_0: State
+    cond: Cond
+    draw: Draw
+    step: Step
+    backbone: Backbone
+    teacher: Backbone | None
+
+    def features(self, encoder: str) -> Tokens: ...  # computed at most once a step, or read from the cache
+
+
+class Field(Protocol):
+    """A backbone with its path, parametrization and condition bound: what a sampler integrates. Guidance nests."""
+
+    path: Path
+    parametrization: Parametrization
+
+    def __call__(self, x_t: State, t: Tensor, carry: Any = None) -> Output: ...  # t: scalar tensor
+
+
+class Guidance(Protocol):
+    """Makes a guided field from a conditional and an unconditional one."""
+
+    def __call__(self, bind: Callable[[Cond], Field], cond: Cond, null: Cond) -> Field: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Integrates a field from noise (t = 1) to data (t = 0)."""
+
+    def __call__(
+        self, field: Field, x_1: State, random: Randomness, *, trace: Callable[[State], None] | None = None
+    ) -> State: ...
+
+
+class Metric(Protocol):
+    """Compares generated images with a reference."""
+
+    def update(self, images: Tensor) -> None: ...  # [B, 3, H, W] in [0, 1]
+    def compute(self) -> Mapping[str, float]: ...
+    def reset(self) -> None: ...

@@ -210,7 +210,7 @@ class Gaussian:
     std: Tensor | None = None
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + std * noise."""
+        """A draw: mean + std * noise."""
         return self.mean if self.std is None else self.mean + self.std * noise
 
 
@@ -269,7 +269,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Step:
-    """What an objective returns: losses [B] by name, the backbone's output and the path sample (None without a path)."""
+    """What an objective returns: losses [B] by name, the backbone's output, the path sample (None without a path)."""
 
     losses: Mapping[str, Float[Tensor, " b"]]
     output: Output

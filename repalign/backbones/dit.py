@@ -1,0 +1,102 @@
+"""The diffusion transformer of DiT, SiT and REPA."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from repalign.backbones.taps import TapCollector
+from repalign.nn.blocks import DiTBlock, Modulation, modulate
+from repalign.nn.embed import TimeEmbedding, sincos_2d
+from repalign.nn.init import xavier_linear_, xavier_patchify_, zero_
+from repalign.nn.token_io import PatchIO
+from repalign.state import Cond, Output, Tokens, TokenSpec
+
+
+class DiT(nn.Module):
+    """Class-conditional transformer over latent patches with adaLN-Zero (DiT, arXiv:2212.09748; SiT, arXiv:2401.08740).
+
+    Tokens of p x p patches plus fixed sine-cosine positions pass ``depth`` blocks that are modulated by
+    c = embed(t) + embed(label); a modulated norm and a linear layer return to the latent. Taps ``block.k`` are the
+    residual stream after the k-th block. The time is embedded as it comes, see :mod:`repalign.backbones.clocks`.
+
+    Args:
+        latent_shape: (C, H, W) of the state.
+        num_classes: labels are 0 .. num_classes - 1; label num_classes is the null condition.
+        patch: patch size p.
+        dim: width D.
+        depth: number of blocks.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of the MLP over D.
+        qk_norm: normalise queries and keys of each head.
+        variance_head: predict C more channels, given as ``Output.heads["variance"]``; DiT trains them, SiT's official
+            code computes and drops them.
+
+    Raises:
+        ValueError: when the patch does not divide the latent or the heads do not divide the width.
+        UserError: at a call with a tap that does not exist.
+    """
+
+    uses_carry = False
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, int, int],
+        num_classes: int,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = False,
+        variance_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.io = PatchIO(latent_shape, patch, dim, variance_head)
+        self.pos_embed: Tensor
+        self.register_buffer("pos_embed", sincos_2d(dim, self.io.grid))
+        self.time_embed = TimeEmbedding(dim)
+        self.label_embed = nn.Embedding(num_classes + 1, dim)
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, qk_norm) for _ in range(depth))
+        self.final_modulation = Modulation(dim, 2)
+        self.tap_specs: Mapping[str, TokenSpec] = {
+            f"block.{k}": TokenSpec(dim, self.io.grid, self.io.prefix) for k in range(1, depth + 1)
+        }
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial weights of DiT: xavier linears, N(0, 0.02) embeddings, zero modulations and zero output."""
+        xavier_linear_(self)
+        xavier_patchify_(self.io.patchify)
+        nn.init.normal_(self.label_embed.weight, std=0.02)
+        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        for modulation in (*(block.modulation for block in self.blocks), self.final_modulation):
+            zero_(modulation.linear)
+        zero_(self.io.linear)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Float[Tensor, " b"],
+        cond: Cond,
+        *,
+        taps: Collection[str] = (),
+        only_taps: bool = False,
+        carry: Any = None,
+    ) -> Output:
+        """Predict from the noisy latent; see the protocol ``Backbone``."""
+        collector = TapCollector(taps, self.tap_specs)
+        c = self.time_embed(t) + self.label_embed(cond.label)
+        h = self.io.embed(x_t) + self.pos_embed
+        for k, block in enumerate(self.blocks, start=1):
+            h = block(h, c)
+            collector.offer(f"block.{k}", Tokens(h, self.io.grid, self.io.prefix))
+            if only_taps and collector.complete:
+                return Output(taps=collector.found)
+        shift, scale = self.final_modulation(c)
+        pred, heads = self.io.unembed(modulate(h, shift, scale))
+        return Output(pred, heads, collector.found)

@@ -1,0 +1,34 @@
+"""Multi-head self-attention."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """softmax(q k^T / sqrt(head_dim)) v with one fused projection (q, then k, then v) and optional query-key norm.
+
+    Args:
+        dim: width D.
+        heads: number of heads; must divide ``dim``.
+        qk_norm: LayerNorm (affine, eps 1e-5) of every head's queries and keys.
+    """
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"attention: {heads} heads do not divide the width {dim}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        # The norm runs in float32 under autocast; attention wants one precision for all three.
+        mixed = F.scaled_dot_product_attention(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
+        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))

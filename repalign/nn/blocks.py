@@ -1,0 +1,57 @@
+"""Transformer blocks with adaptive layer norm."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from repalign.nn.attention import SelfAttention
+
+
+def modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tensor:
+    """LayerNorm without parameters (eps 1e-6), then x (1 + scale) + shift with one shift and scale per sample."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+class Modulation(nn.Module):
+    """SiLU and a linear layer from the condition to ``count`` vectors of the block's width (adaLN)."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = nn.Linear(dim, count * dim)
+
+    def forward(self, c: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(c)).chunk(self.count, dim=1)
+
+
+class MLP(nn.Module):
+    """Linear, GELU (tanh approximation), linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class DiTBlock(nn.Module):
+    """adaLN-Zero block: gated attention and gated MLP, each behind a modulated norm (DiT, arXiv:2212.09748, Fig. 3).
+
+    The six modulation vectors come in the order shift, scale, gate of the attention, then of the MLP.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.modulation = Modulation(dim, 6)
+        self.attention = SelfAttention(dim, heads, qk_norm)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
+        x = x + gate_a.unsqueeze(1) * self.attention(modulate(x, shift_a, scale_a))
+        return x + gate_m.unsqueeze(1) * self.mlp(modulate(x, shift_m, scale_m))

@@ -1,0 +1,60 @@
+"""Embeddings of position and time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
+    """Fixed two-dimensional sine-cosine positions of a row-major grid.
+
+    The first dim/2 channels encode the column, the last dim/2 the row; each half is [sin, cos] of the integer position
+    times omega_k = 10000^(-k / (dim/4)), k = 0 .. dim/4 - 1; computed in float64, returned in float32 (DiT, MAE).
+
+    Raises:
+        ValueError: when ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, found {dim}")
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+
+    def encode(position: Tensor) -> Tensor:
+        angle = position.reshape(-1, 1) * omega
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    return torch.cat([encode(columns), encode(rows)], 1).float().unsqueeze(0)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of the time and a two-layer SiLU MLP: [B] -> [B, D].
+
+    The sinusoid is [cos(t w_k), sin(t w_k)] with w_k = max_period^(-k / (frequencies/2)), in float32 whatever the
+    precision of the rest (ADM, DiT). The scale of t is the caller's: SiT feeds [0, 1], DiT feeds 0..999.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 256, max_period: float = 10000.0) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.max_period = max_period
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        half = self.frequencies // 2
+        k = torch.arange(half, dtype=torch.float32, device=t.device)
+        omega = torch.exp(-math.log(self.max_period) * k / half)
+        angle = t.float().unsqueeze(1) * omega
+        sinusoid = torch.cat([angle.cos(), angle.sin()], 1)
+        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+
+
+def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:
+    """Tokens whose channels run (row in patch, column in patch, channel) back to an image."""
+    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)

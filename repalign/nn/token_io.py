@@ -1,0 +1,49 @@
+"""How the streams of a state become tokens and return (protocol ``TokenIO``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from repalign.nn.embed import unpatchify
+from repalign.state import State
+
+
+class PatchIO(nn.Module):
+    """One image-like stream [B, C, H, W], cut into patches of p x p; no prefix tokens.
+
+    The output linear gives p * p * C values a token, or twice as many with a variance head: then the first C channels
+    are the prediction and the last C the head ``variance`` (DiT's learned range).
+
+    Raises:
+        ValueError: when the patch does not divide the latent.
+    """
+
+    prefix = 0
+
+    def __init__(self, latent_shape: tuple[int, int, int], patch: int, dim: int, variance_head: bool = False) -> None:
+        super().__init__()
+        channels, height, width = latent_shape
+        if height % patch or width % patch:
+            raise ValueError(f"backbone.patch: {patch} does not divide the latent of {height} x {width}")
+        self.patch = patch
+        self.channels = channels
+        self.grid = (height // patch, width // patch)
+        self.variance_head = variance_head
+        self.patchify = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.linear = nn.Linear(dim, patch * patch * channels * (2 if variance_head else 1))
+
+    def embed(self, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        """Patches to tokens, row-major."""
+        return rearrange(self.patchify(x_t), "b d h w -> b (h w) d")
+
+    def unembed(self, tokens: Float[Tensor, "b n d"]) -> tuple[State, Mapping[str, State]]:
+        """Tokens to the prediction and the heads, each [B, C, H, W]."""
+        image = unpatchify(self.linear(tokens), self.grid, self.patch)
+        if not self.variance_head:
+            return image, {}
+        pred, variance = image.chunk(2, dim=1)
+        return pred, {"variance": variance}

@@ -1,0 +1,87 @@
+"""From a composed configuration to the objects of a run; sizes that depend on each other meet here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from lightning_modules.generative import Generative
+from repalign.errors import UserError
+from repalign.protocols import Autoencoder, Encoder
+from tasks.instantiate import build, check_targets
+
+
+@dataclass
+class Assembly:
+    """The objects of one composition."""
+
+    data: Any
+    autoencoder: Autoencoder
+    encoders: Mapping[str, Encoder]
+    module: Any
+
+
+def assemble(cfg: DictConfig) -> Assembly:
+    """Build data, autoencoder, encoders and the method's LightningModule.
+
+    The latent shape comes from the data's image size and the autoencoder, the number of classes from the data, the
+    widths of heads from taps and encoders: none of them is typed in a configuration.
+
+    Raises:
+        UserError: one line for a part that cannot be built or a pair that does not fit.
+    """
+    check_targets(cfg)
+    torch.manual_seed(cfg.seed)
+    data = build(cfg.data, "data")
+    autoencoder = build(cfg.autoencoder, "autoencoder")
+    if data.image_size % autoencoder.downsampling:
+        raise UserError(
+            f"data.image_size: {data.image_size} is no multiple of the autoencoder's downsampling "
+            f"{autoencoder.downsampling}"
+        )
+    side = data.image_size // autoencoder.downsampling
+    latent_shape = (autoencoder.channels, side, side)
+    # Without aligners nobody reads an encoder: none is built, whatever `encoder=` says.
+    encoders = build(cfg.encoders, "encoders") if cfg.aligners else {}
+    # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
+    # depend on which encoder stands beside it.
+    torch.manual_seed(cfg.seed)
+    backbone = build(cfg.backbone, "backbone")(latent_shape=latent_shape, num_classes=data.num_classes)
+    module = build(cfg.method, "method")(
+        backbone=build(cfg.clock, "clock")(backbone),
+        autoencoder=autoencoder,
+        encoders=encoders,
+        aligners=build(cfg.aligners, "aligners"),
+        conditioner=build(cfg.conditioner, "conditioner")(num_classes=data.num_classes),
+        latent_shape=latent_shape,
+    )
+    module.run_dir = Path(cfg.run_dir)
+    return Assembly(data, autoencoder, encoders, module)
+
+
+def load_weights(module: Generative, path: str | Path) -> None:
+    """Weights and average of a training checkpoint (.ckpt), or weights that ``task=convert`` wrote (.safetensors).
+
+    Raises:
+        UserError: when the file is missing, torn, or of another architecture.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"checkpoint: no file '{file}'; give a .ckpt of a run folder or a .safetensors of task=convert")
+    if file.suffix == ".safetensors":
+        from tasks.convert import load_safetensors
+
+        load_safetensors(module, file)
+        return
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?") from error
+    if "state_dict" not in content:
+        raise UserError(f"checkpoint: '{file}' is no training checkpoint of this project; import it by task=convert")
+    module.load_state_dict(content["state_dict"])

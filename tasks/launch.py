@@ -1,0 +1,153 @@
+"""The command line: check everything that can be checked in seconds, then hand over to Hydra."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repalign.errors import UserError, nearest, unknown_choice
+from tasks.check import check_composition, check_types
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+TASKS = tuple(sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
+
+
+def launch(argv: list[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit status: 0, or 2 after one line on standard error for a mistake that the person can mend.
+    """
+    os.environ.setdefault("REPALIGN_ROOT", str(ROOT))
+    overrides = [word for word in argv if not word.startswith("-") and "=" in word]
+    stray = [word for word in argv if not word.startswith("-") and "=" not in word and not word.startswith("~")]
+    try:
+        if stray:
+            raise UserError(f"'{stray[0]}': an argument has the form key=value or group=choice, or is a flag like -m")
+        for combination in combinations(overrides):
+            compose(combination)
+        _run_hydra(argv)
+    except UserError as error:
+        return _say(error)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    return 0
+
+
+def _say(error: UserError) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    return 2
+
+
+def _run_hydra(argv: list[str]) -> None:
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def main(cfg: DictConfig) -> None:
+        try:
+            check_composition(cfg)
+            task: Callable[[DictConfig], None] = importlib.import_module(f"tasks.{cfg.task.name}").run
+            task(cfg)
+        except UserError as error:
+            sys.exit(_say(error))
+
+    sys.argv = [sys.argv[0], *argv]
+    main()
+
+
+def combinations(overrides: Iterable[str]) -> list[list[str]]:
+    """Plain command lines that together contain every choice of a sweep once (not their product).
+
+    Raises:
+        UserError: when a word cannot be parsed.
+    """
+    try:
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UserError(f"command line: {_first_line(error)}") from error
+    expanded = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
+    lines = []
+    for row in range(max([len(values) for values in expanded], default=1)):
+        line = []
+        for override, values in zip(parsed, expanded, strict=True):
+            value = values[min(row, len(values) - 1)]
+            line.append(override.input_line if value is None else f"{override.key_or_group}={value}")
+        lines.append(line)
+    return lines
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The composed configuration of one command line, checked.
+
+    Raises:
+        UserError: one line with the key, what was found, what was expected and the nearest valid choice.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        groups = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        try:
+            plain = hydra.compose("config", overrides=groups)
+            cfg = hydra.compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explain(error, overrides, groups) from error
+    check_types(plain, cfg, [word for word in overrides if word not in groups])
+    return cfg
+
+
+def is_group(name: str) -> bool:
+    """Whether a word before '=' names a config group."""
+    return (CONF / name.split("@")[0]).is_dir()
+
+
+def choices(group: str) -> list[str]:
+    """The files of a config group."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserError:
+    """Hydra's composition errors as one line with the nearest valid name."""
+    text = str(error)
+    missing = re.search(r"[Cc]ould not find '([\w/]+)/([^/']*)'", text)
+    if missing:
+        return unknown_choice(missing[1], missing[2], choices(missing[1]), f"choice of group '{missing[1]}'")
+    bad = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", text)
+    if bad:
+        key = bad[1].split("@")[0]
+        return UserError(f"unknown key '{key}'.{_nearest_key(key, groups)} List all: python run.py --cfg job")
+    return UserError(_first_line(error))
+
+
+def _nearest_key(key: str, groups: list[str]) -> str:
+    try:
+        cfg = hydra.compose("config", overrides=groups)
+    except (HydraException, OmegaConfBaseException):
+        cfg = hydra.compose("config")
+    return nearest(key, [*flat_keys(cfg), *(p.name for p in CONF.iterdir() if p.is_dir())])
+
+
+def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Every key of a configuration, dotted."""
+    keys = []
+    for name in cfg:
+        full = f"{prefix}{name}"
+        keys.append(full)
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            if not node._is_interpolation():
+                keys += flat_keys(node, full + ".")
+    return keys
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,81 @@
+"""task=train: fit a composition, from the newest checkpoint of its run folder if there is one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
+from callbacks.tidy_csv import TidyCSVLogger
+from repalign.errors import UserError
+from tasks.build import assemble
+from tasks.instantiate import build
+from tasks.record import RunRecord, show_config
+
+
+def run(cfg: DictConfig) -> None:
+    """Compose, prepare the data, train.
+
+    Raises:
+        UserError: one line for whatever the person can mend.
+    """
+    started = time.time()
+    run_dir = Path(cfg.run_dir)
+    checkpoint = find_checkpoint(cfg.resume, run_dir)
+    show_config(cfg)
+    assembly = assemble(cfg)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    record = RunRecord(run_dir, started, resumed_from=checkpoint)
+
+    loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
+    trainer: pl.Trainer = build(
+        OmegaConf.merge(cfg.trainer, {"_partial_": True}), "trainer"
+    )(
+        logger=loggers,
+        callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
+        plugins=[AtomicCheckpointIO()],
+    )
+    assembly.data.setup("fit")
+    assembly.data.attach_cache(
+        autoencoder=assembly.autoencoder, encoders=assembly.encoders, device=trainer.strategy.root_device
+    )
+    if checkpoint is not None:
+        _rewind(loggers, checkpoint)
+        print(f"resuming from {checkpoint}", flush=True)
+    torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
+    trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
+
+
+def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """Where to start: the newest checkpoint of the run folder, none, or the one that was named.
+
+    Raises:
+        UserError: when the named file is not there.
+    """
+    if resume == "never":
+        if checkpoints_in(run_dir):
+            raise UserError(f"resume: 'never', but '{run_dir}' already holds checkpoints; choose another run_name")
+        return None
+    if resume == "auto":
+        found = checkpoints_in(run_dir)
+        return found[-1] if found else None
+    path = Path(resume)
+    if not path.is_file():
+        raise UserError(f"resume: no checkpoint '{resume}'; give 'auto', 'never' or the path of a .ckpt file")
+    return path
+
+
+def _rewind(loggers: list[pl.loggers.Logger], checkpoint: Path) -> None:
+    """Drop logged rows that the resumed run will write again."""
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+    for logger in loggers:
+        if isinstance(logger, TidyCSVLogger):
+            logger.rewind(step)
+        if isinstance(logger, WandbLogger):
+            continue  # W&B keeps the first value of a step; the id below makes it the same run

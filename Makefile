@@ -1,0 +1,38 @@
+# `make demo` and `make test` need python3, git and make; they set up everything else. Run them again at no cost.
+.DEFAULT_GOAL := help
+PYTHON := .venv/bin/python
+UV_HOME := $(CURDIR)/.venv/.uv
+export HF_HUB_OFFLINE ?= 1
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.synced  ## virtual environment .venv with the locked dependencies
+
+.venv/.synced: requirements.lock
+	@test -x $(PYTHON) || python3 -m venv .venv
+	@command -v uv >/dev/null || test -x $(UV_HOME)/bin/uv || $(PYTHON) -m pip install --quiet --target $(UV_HOME) uv
+	@PATH="$$PATH:$(UV_HOME)/bin" uv pip sync --quiet --python $(PYTHON) requirements.lock
+	@touch $@
+
+demo: setup  ## train, sample and score on the embedded pictures, then write report.html (minutes on 2 CPU cores)
+	@$(PYTHON) run.py experiment=demo run_name=demo
+	@$(PYTHON) run.py task=report experiment=demo run_name=demo
+
+test: setup  ## all tests that need no GPU
+	@$(PYTHON) -m pytest -q -m "not gpu" -n 2 --dist loadgroup
+
+golden: setup  ## our numbers against the official codes'
+	@$(PYTHON) -m tests.golden
+
+lint: setup  ## format, lint, types, import arrows
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+	@.venv/bin/lint-imports --no-cache
+
+lock:  ## resolve the dependencies anew
+	@uv pip compile pyproject.toml --all-extras --generate-hashes --universal --python-version 3.11 \
+		--no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+.PHONY: help setup demo test golden lint lock

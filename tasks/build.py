@@ -81,7 +81,9 @@ def load_weights(module: Generative, path: str | Path) -> None:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?") from error
+        raise UserError(
+            f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?"
+        ) from error
     if "state_dict" not in content:
         raise UserError(f"checkpoint: '{file}' is no training checkpoint of this project; import it by task=convert")
     module.load_state_dict(content["state_dict"])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repalign.errors import UserError, nearest
-from tasks.instantiate import check_targets
+from repalign.errors import UserError, nearest, unknown_choice
+from tasks.instantiate import build, check_targets
+from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
 TOP_LEVEL = frozenset(
@@ -71,6 +72,8 @@ def check_composition(cfg: DictConfig) -> None:
     check_targets(cfg)
     for key, node in objects(cfg):
         _check_arguments(key, node)
+    check_root(cfg)
+    check_taps(cfg)
 
 
 def objects(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -86,32 +89,47 @@ def objects(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield from objects(item, f"{key}[{index}]")
 
 
-def locate(target: str, key: str) -> Callable[..., Any]:
-    """The class or function that a target names.
+def _check_arguments(key: str, node: DictConfig) -> None:
+    names = arguments_of(node._target_, f"{key}._target_")
+    for name in node if names is not None else ():
+        if str(name).startswith("_") or name in names:
+            continue
+        owner = str(node._target_).rpartition(".")[2]
+        raise UserError(
+            f"{key}.{name}: {owner} has no such option.{nearest(str(name), names)} Valid: {', '.join(names)}."
+        )
+
+
+def check_root(cfg: DictConfig) -> None:
+    """The folder of the data is named and there.
 
     Raises:
-        UserError: when it does not exist; with the nearest name of its module.
+        UserError: naming the key and, where the recipe reads one, the environment variable.
     """
-    module_name, _, name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{key}._target_: no module '{error.name}' for '{target}'") from error
-    if not hasattr(module, name):
-        raise UserError(f"{key}._target_: '{module_name}' has no '{name}'.{nearest(name, vars(module))}")
-    return getattr(module, name)
-
-
-def _check_arguments(key: str, node: DictConfig) -> None:
-    signature = inspect.signature(locate(node._target_, key))
-    names = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values()):
+    if "root" not in cfg.data:
         return
-    for name in node:
-        if str(name).startswith("_"):
-            continue
-        if name not in names:
-            owner = str(node._target_).rpartition(".")[2]
-            raise UserError(
-                f"{key}.{name}: {owner} has no such option.{nearest(str(name), names)} Valid: {', '.join(names)}."
-            )
+    raw = str(OmegaConf.to_container(cfg.data, resolve=False)["root"])  # type: ignore[index, call-overload]
+    variable = re.search(r"oc\.env:(\w+)", raw)
+    mend = "set data.root=FOLDER" + (f" or the environment variable {variable[1]}" if variable else "")
+    if cfg.data.root is None:
+        raise UserError(f"data.root: has no value; {mend}")
+    if not Path(cfg.data.root).expanduser().is_dir():
+        raise UserError(f"data.root: no folder '{cfg.data.root}'; {mend}")
+
+
+def check_taps(cfg: DictConfig) -> None:
+    """Every aligner's tap exists in the backbone, which is built without memory for its weights.
+
+    Raises:
+        UserError: naming the aligner, the tap and the nearest one.
+    """
+    if not cfg.aligners:
+        return
+    import torch  # noqa: PLC0415  (a second that configurations without aligners need not wait)
+
+    with torch.device("meta"):
+        side = 64 * cfg.backbone.patch if "patch" in cfg.backbone else 64
+        backbone = build(cfg.backbone, "backbone")(latent_shape=(4, side, side), num_classes=1)
+    for name, aligner in cfg.aligners.items():
+        if aligner.tap not in backbone.tap_specs:
+            raise unknown_choice(f"aligners.{name}.tap", aligner.tap, backbone.tap_specs, "tap of this backbone")

@@ -62,7 +62,9 @@ class RunRecord(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has all its steps."""
-        self._update(trainer, status="finished", step=pl_module.progress.step, seconds=round(time.time() - self.started, 1))
+        self._update(
+            trainer, status="finished", step=pl_module.progress.step, seconds=round(time.time() - self.started, 1)
+        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The run stopped; say where and why."""

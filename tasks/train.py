@@ -34,9 +34,7 @@ def run(cfg: DictConfig) -> None:
     record = RunRecord(run_dir, started, resumed_from=checkpoint)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
-    trainer: pl.Trainer = build(
-        OmegaConf.merge(cfg.trainer, {"_partial_": True}), "trainer"
-    )(
+    trainer: pl.Trainer = build(OmegaConf.merge(cfg.trainer, {"_partial_": True}), "trainer")(
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
         plugins=[AtomicCheckpointIO()],

@@ -1,0 +1,51 @@
+"""What all KL autoencoders share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from repalign.autoencoders.posterior import from_log_variance
+from repalign.autoencoders.weights import fingerprint_of
+from repalign.protocols import LatentNorm
+from repalign.state import Gaussian, State
+
+
+class KLAutoencoder(nn.Module, ABC):
+    """A variational autoencoder with a diagonal Gaussian posterior over a grid of latents.
+
+    A subclass gives the two networks: :meth:`moments` and :meth:`decode_unclamped`, both on pictures in [-1, 1].
+
+    Attributes:
+        channels: C of the latent.
+        downsampling: image side / latent side.
+        norm: between raw and normalised latents.
+    """
+
+    channels: int
+    downsampling: int
+    norm: LatentNorm
+
+    @abstractmethod
+    def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
+        """Pictures in [-1, 1] -> [mean, log variance] along the channels."""
+
+    @abstractmethod
+    def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
+        """Raw latents -> pictures in [-1, 1] that may overshoot: what a reconstruction loss needs its gradient from."""
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Gaussian:
+        """Pictures in [0, 1] -> posterior over raw latents."""
+        return from_log_variance(self.moments(images * 2 - 1))
+
+    def decode(self, raw: State) -> Float[Tensor, "b 3 h w"]:
+        """Raw latents -> pictures, clamped to [0, 1]."""
+        assert isinstance(raw, Tensor), "a KL autoencoder decodes one stream"
+        return ((self.decode_unclamped(raw) + 1) / 2).clamp(0, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for class and weights: the name under which latents may be cached."""
+        return fingerprint_of(self)

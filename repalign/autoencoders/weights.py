@@ -1,0 +1,98 @@
+"""Weights of autoencoders: read, write, check, name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from repalign.errors import UserError, nearest
+
+KEY = "autoencoder.weights"
+PROVENANCE = "provenance"
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and provenance of a weights file.
+
+    Args:
+        path: .safetensors; or .pt, .ckpt, .bin, read without running code from the file. ``state_dict`` is unwrapped.
+
+    Returns:
+        The tensors by key, and the provenance that :func:`write_weights` stored ({} for foreign files).
+
+    Raises:
+        UserError: naming ``autoencoder.weights``, the path and what to do.
+    """
+    file = Path(path)
+    if not file.is_file():
+        beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
+        raise UserError(
+            f"{KEY}: no file '{file}'.{nearest(file.name, beside)} Give the path of a weights file, "
+            "or 'random' to train one."
+        )
+    if file.suffix != ".safetensors":
+        held = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(held.get("state_dict", held)), {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise UserError(f"{KEY}: '{file}' is no whole safetensors file ({error}); copy or train it again") from error
+    return tensors, json.loads(metadata.get(PROVENANCE, "{}"))
+
+
+def write_weights(module: nn.Module, path: str | Path, provenance: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Write a module's tensors as .safetensors with its provenance as JSON in the metadata.
+
+    Args:
+        module: whose state dict is written.
+        path: target; folders are made.
+        provenance: plain values; latent statistics live here too.
+        dtype: of the stored tensors; float16 halves the file and changes 8-bit pictures by less than one level.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in module.state_dict().items()}
+    partial = file.with_name(f".{file.name}.incomplete")
+    save_file(tensors, partial, {PROVENANCE: json.dumps(dict(provenance))})
+    partial.replace(file)
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load tensors into a module of exactly the same keys and shapes, in the module's own precision.
+
+    Raises:
+        UserError: naming the first key that differs.
+    """
+    own = module.state_dict()
+    for key in sorted(own.keys() | tensors.keys()):
+        expected, found = (_size(side.get(key)) for side in (own, tensors))
+        if expected != found:
+            raise UserError(
+                f"{KEY}: '{path}' is of another architecture: '{key}' is {found} in the file, {expected} in this "
+                "autoencoder; set its sizes as in the file's provenance"
+            )
+    module.load_state_dict(tensors)
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """16 hexadecimal digits that stand for class and weights: the name under which latents may be cached."""
+    digest = hashlib.sha256(type(module).__name__.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)}".encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
+    return digest.hexdigest()[:16]
+
+
+def _size(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"

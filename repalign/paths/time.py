@@ -1,0 +1,99 @@
+"""Time samplers: at which times a network is trained. All give t in [0, 1] with t = 1 noise, shape [B]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repalign.errors import UserError
+from repalign.protocols import Randomness, TimeSampler
+
+
+class Uniform:
+    """t ~ U[low, high).
+
+    Args:
+        low, high: ends of the interval. The whole of [0, 1] suits a velocity on the linear or trigonometric path; what
+            SiT uses for the other pairs is :func:`repalign.paths.interval.time_interval` with ``train=True``.
+
+    Raises:
+        UserError: when not 0 <= low < high <= 1.
+    """
+
+    def __init__(self, low: float = 0.0, high: float = 1.0) -> None:
+        if not 0 <= low < high <= 1:
+            raise UserError(f"time_sampler: expected 0 <= low < high <= 1, found low={low}, high={high}")
+        self.low = low
+        self.high = high
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return random.uniform("t") * (self.high - self.low) + self.low
+
+
+class LogitNormal:
+    """t = sigmoid(n), n ~ N(mean, std^2) (SD3, arXiv:2403.03206); with mean 0 and std 1 REPA's ``lognormal``.
+
+    On the linear path the ratio sigma_t / alpha_t = exp(n) is log-normal.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return torch.sigmoid(self.mean + self.std * random.normal("t"))
+
+
+class ArctanLogNormal:
+    """t = (2/pi) atan(exp(n)), n ~ N(mean, std^2): REPA's ``lognormal`` for its cosine path.
+
+    On the trigonometric path the ratio sigma_t / alpha_t = tan(pi t / 2) = exp(n) is log-normal.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return torch.atan(torch.exp(self.mean + self.std * random.normal("t"))) * (2 / math.pi)
+
+
+class UniformSteps:
+    """t = (k + 1) / steps for a uniform integer step k in 0 .. steps - 1 (DDPM, DiT); so t = 0 never occurs."""
+
+    def __init__(self, steps: int = 1000) -> None:
+        if steps < 1:
+            raise UserError(f"time_sampler.steps must be at least 1, found {steps}")
+        self.steps = steps
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return (random.integers("t", 0, self.steps) + 1).to(torch.float32) / self.steps
+
+
+class Shifted:
+    """Times of another sampler, moved towards the noise by :func:`shift_time` (SD3: 3 at 1024 pixels).
+
+    Args:
+        base: the time sampler that is shifted.
+        shift: s > 1 gives noisier times, s = 1 changes nothing.
+
+    Raises:
+        UserError: when ``shift`` is not positive.
+    """
+
+    def __init__(self, base: TimeSampler, shift: float) -> None:
+        if shift <= 0:
+            raise UserError(f"time_sampler.shift must be positive, found {shift}")
+        self.base = base
+        self.shift = shift
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return shift_time(self.base(random), self.shift)
+
+
+def shift_time(t: Float[Tensor, "*b"], shift: float) -> Float[Tensor, "*b"]:
+    """s t / (1 + (s - 1) t): the ends stay, s > 1 moves the rest towards the noise (SD3, equation 23)."""
+    return shift * t / (1 + (shift - 1) * t)

@@ -1,0 +1,137 @@
+"""task=convert: official checkpoints in, safetensors out, and back."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_modules.generative import Generative
+from repalign.backbones.clocks import unwrapped
+from repalign.checkpoints.dit import DiTAdapter
+from repalign.checkpoints.repa import REPAAdapter
+from repalign.errors import UserError, unknown_choice
+from tasks.build import assemble, load_weights
+
+FAMILIES = {
+    "dit": lambda aligners, depth: DiTAdapter(),
+    "sit": lambda aligners, depth: DiTAdapter(),
+    "repa": lambda aligners, depth: REPAAdapter(aligners, depth),
+}
+FORMAT = "repalign"
+
+
+def run(cfg: DictConfig) -> None:
+    """Convert one file; the composed experiment gives the architecture that the weights must fit.
+
+    Raises:
+        UserError: unknown family or direction, unreadable file, weights of another architecture.
+    """
+    task = cfg.task
+    if task.family not in FAMILIES:
+        raise unknown_choice("task.family", task.family, FAMILIES, "family of checkpoints")
+    source, target = Path(task.input), Path(task.output)
+    if not source.is_file():
+        raise UserError(f"task.input: no file '{source}'")
+    module: Generative = assemble(cfg).module
+    adapter = FAMILIES[task.family](list(module.aligners), task.legacy_depth)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if task.direction == "import":
+        parts = adapter.from_official(read_official(source, task.weights))
+        put_parts(parts_of(module.trained), parts, source)
+        flat = {f"{part}/{key}": value.contiguous() for part, state in parts.items() for key, value in state.items()}
+        _replace(target, lambda file: save_file(flat, file, {"format": FORMAT, "family": task.family}))
+    elif task.direction == "export":
+        load_weights(module, source)
+        owner = module.trained if task.weights == "live" else module.ema.module
+        official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
+        _replace(target, lambda file: torch.save({"model": official, "ema": official}, file))
+    else:
+        raise unknown_choice("task.direction", task.direction, ("import", "export"))
+    print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")
+
+
+def parts_of(trained: nn.Module) -> dict[str, nn.Module]:
+    """The parts that checkpoints speak of: the network inside its clock and the heads of the aligners."""
+    assert isinstance(trained, nn.ModuleDict)
+    aligners = trained["aligners"]
+    assert isinstance(aligners, nn.ModuleDict)
+    heads = {f"aligners.{name}.head": aligner.get_submodule("head") for name, aligner in aligners.items()}
+    return {"backbone": unwrapped(trained["backbone"]), **heads}
+
+
+def put_parts(modules: Mapping[str, nn.Module], parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> None:
+    """Load state dicts into modules; heads that sampling does not need may be absent on either side.
+
+    Raises:
+        UserError: naming the first key whose shape differs.
+    """
+    for name, state in parts.items():
+        if name not in modules:
+            continue
+        own = modules[name].state_dict()
+        for key in sorted(own.keys() | state.keys()):
+            shapes = [tuple(x.shape) if x is not None else "absent" for x in (state.get(key), own.get(key))]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"checkpoint of another architecture: '{name}.{key}' is {shapes[0]} in '{source}', {shapes[1]} in "
+                    "this composition; choose the experiment or backbone that the file was trained with"
+                )
+        modules[name].load_state_dict(dict(state))
+
+
+def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
+    """State dict of an official file: bare, or under ``ema`` / ``model``; no code from the file is run.
+
+    Raises:
+        UserError: when the file is torn, holds code, or holds no state dict.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many kinds; to the person they are one
+        raise UserError(f"checkpoint: '{path}' cannot be read safely ({type(error).__name__})") from error
+    for key in (weights, "model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"checkpoint: '{path}' holds no state dict; expected tensors by name, or 'ema' / 'model'")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def load_safetensors(module: Generative, path: Path) -> None:
+    """Converted weights into the live and the averaged parts.
+
+    Raises:
+        UserError: when the file is torn, not ours, or of another architecture.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise UserError(f"checkpoint: '{path}' was not written by task=convert; import it first")
+            flat = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"checkpoint: '{path}' cannot be read ({error})") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    for owner in (module.trained, module.ema.module):
+        put_parts(parts_of(owner), parts, path)
+
+
+def _replace(target: Path, write: Any) -> None:
+    partial = target.with_name(f".{target.name}.incomplete")
+    write(partial)
+    os.replace(partial, target)

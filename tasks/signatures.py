@@ -1,0 +1,102 @@
+"""Argument names of a class or function, read from its source without importing it.
+
+Importing Lightning or torchvision takes seconds; a misspelt option should be named at once. Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from repalign.errors import UserError, nearest
+
+
+def arguments_of(target: str, key: str) -> list[str] | None:
+    """Names that may be passed to the target by keyword; None when it takes any (``**kwargs``) or is not Python source.
+
+    Args:
+        target: dotted path, ``package.module.Name``.
+        key: its place in the configuration, for messages.
+
+    Raises:
+        UserError: when the module or the name does not exist.
+    """
+    module, _, name = target.rpartition(".")
+    file = _file_of(module)
+    if file is None:
+        raise UserError(f"{key}: no module '{module}' for '{target}'")
+    if file.suffix != ".py":
+        return None
+    found = _resolve(file, module, name)
+    if found is None:
+        raise UserError(f"{key}: '{module}' has no '{name}'.{nearest(name, _names(file))}")
+    return _arguments(*found)
+
+
+@cache
+def _file_of(module: str) -> Path | None:
+    """Source file of a module. Parents are looked up by path, because find_spec would import them."""
+    search: list[str] | None = None
+    spec = None
+    for part in module.split("."):
+        spec = importlib.machinery.PathFinder.find_spec(part, search)
+        if spec is None:
+            return None
+        search = list(spec.submodule_search_locations or [])
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _names(file: Path) -> list[str]:
+    return [node.name for node in _tree(file).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+
+
+Found = tuple[Path, str, ast.ClassDef | ast.FunctionDef]
+
+
+def _resolve(file: Path, module: str, name: str) -> Found | None:
+    """The definition behind a name, through ``from x import name``."""
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return file, module, node
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(node, module, file.name == "__init__.py")
+                    source = _file_of(origin)
+                    if source is not None and source.suffix == ".py" and source != file:
+                        return _resolve(source, origin, alias.name)
+    return None
+
+
+def _absolute(node: ast.ImportFrom, module: str, package: bool) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    base = parts[: len(parts) - node.level + (1 if package else 0)]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def _arguments(file: Path, module: str, node: ast.ClassDef | ast.FunctionDef) -> list[str] | None:
+    if isinstance(node, ast.FunctionDef):
+        return None if node.args.kwarg else [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+    for item in node.body:
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
+            names = _arguments(file, module, item)
+            return None if names is None else names[1:]
+    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            found = _resolve(file, module, base.id)
+            if found is not None and found[2] is not node:
+                return _arguments(*found)
+    return None if node.bases else []

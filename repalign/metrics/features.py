@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from repalign.errors import unknown_choice
 
@@ -21,6 +21,17 @@ class FeatureNetwork(Protocol):
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # [B, 3, H, W] in [0, 1] -> [B, D], [B, K]
     def to(self, device: torch.device) -> FeatureNetwork: ...
+
+
+class Given(nn.Module):
+    """Stands where torchmetrics expects a network: the features were computed already, once for all scores."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
 
 
 def to_uint8(images: Float[Tensor, "b 3 h w"], rounding: str = "round") -> UInt8[Tensor, "b 3 h w"]:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from repalign.errors import UserError
+from repalign.metrics.features import Given
 from repalign.metrics.reference import Reference
-
-
-class Given(nn.Module):
-    """Stands where torchmetrics expects a network: the features were computed already, once for all scores."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 class FrechetDistance:

@@ -39,7 +39,9 @@ class InceptionV3Features(nn.Module):
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not found.startswith(sha256):
-            raise UserError(f"metric.network.weights: '{path}' has SHA-256 {found[:8]}..., expected {sha256}...; {wanted}")
+            raise UserError(
+                f"metric.network.weights: '{path}' has SHA-256 {found[:8]}..., expected {sha256}...; {wanted}"
+            )
         try:
             # torch-fidelity unpickles without restraint; a file that the restricted reader accepts runs no code there.
             torch.load(path, map_location="cpu", weights_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.image.inception import InceptionScore as TorchInceptionScore
 
 from repalign.errors import UserError
-from repalign.metrics.frechet import Given
+from repalign.metrics.features import Given
 from repalign.metrics.reference import Reference
 
 

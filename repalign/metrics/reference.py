@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.metrics.features import FeatureNetwork
 from repalign.random import SampleRandom
 
 
@@ -39,12 +38,16 @@ class Reference:
 
     @classmethod
     def measure(
-        cls, network: FeatureNetwork, batches: Iterable[Tensor], fingerprint: str, keep: int = 10_000
+        cls,
+        network: Callable[[Tensor], tuple[Tensor, Tensor]],
+        batches: Iterable[Tensor],
+        fingerprint: str,
+        keep: int = 10_000,
     ) -> Reference:
         """Pass every picture through the network once.
 
         Args:
-            network: gives the features.
+            network: pictures -> (features [B, D], logits).
             batches: pictures [B, 3, H, W] in [0, 1].
             fingerprint: written into the file, compared when it is read.
             keep: at most so many feature vectors are kept. Which ones depends on their serial number alone.
@@ -87,7 +90,9 @@ class Reference:
             UserError: when the file is missing, torn or of another kind.
         """
         if not path.is_file():
-            raise UserError(f"reference: no file '{path}'; expected .safetensors of this project or .npz with mu, sigma")
+            raise UserError(
+                f"reference: no file '{path}'; expected .safetensors of this project or .npz with mu, sigma"
+            )
         try:
             return cls._load_moments(path) if path.suffix == ".npz" else cls._load_own(path)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

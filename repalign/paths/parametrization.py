@@ -103,7 +103,7 @@ class Noise:
 
 
 class Data:
-    """The clean state x_0 (JiT, EPG's decoder-free predictions)."""
+    """The clean state x_0 (JiT's parametrization)."""
 
     divides = True
 

@@ -1,0 +1,120 @@
+"""Scores of generated pictures, at several moments of a training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from callbacks.journal import Journal
+from callbacks.pictures import draw_labels, evaluation_mode, generate
+from repalign.metrics.suite import FeatureMetrics
+
+
+class Evaluate(pl.Callback):
+    """Draws pictures with the averaged weights, compares them with the data, logs ``metric/<name>``: before the first
+    step, every so many steps, and after the last one.
+
+    Ranks share the drawing; all pictures are scored together on rank 0, in the order of their serial numbers. So the
+    number depends neither on the batch size nor on the number of ranks.
+
+    Args:
+        every: steps between two evaluations.
+        num_samples: generated pictures. Frechet distances are comparable at equal numbers alone.
+        metrics: what is measured.
+        cache: folder where the statistics of the real pictures are kept.
+        labels: ``balanced`` or ``uniform``.
+        seed: of noise and labels; every evaluation draws the same ones.
+        batch_size: pictures at once, on each rank.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        num_samples: int,
+        metrics: FeatureMetrics,
+        cache: str,
+        labels: str = "balanced",
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        self.every = every
+        self.num_samples = num_samples
+        self.metrics = metrics
+        self.cache = Path(cache)
+        self.label_kind = labels
+        self.seed = seed
+        self.batch_size = batch_size
+        self._done = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The scores before the first step; a resumed run has them already."""
+        if pl_module.progress.step == 0:
+            self._evaluate(trainer, pl_module)
+        self._done = pl_module.progress.step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate when the step is due."""
+        if pl_module.progress.step != self._done and pl_module.progress.step % self.every == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last scores."""
+        if pl_module.progress.step != self._done:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._done = step = pl_module.progress.step
+        began = time.perf_counter()
+        data = trainer.datamodule
+        labels = draw_labels(
+            self.label_kind, self.num_samples, self.seed, data.num_classes, "callbacks.evaluate.labels"
+        )
+        if trainer.is_global_zero:
+            self.metrics.to(pl_module.device).reset()
+            if self.metrics.reference is None:
+                self.metrics.prepare(lambda: data.reference_images(self.batch_size), data.fingerprint, self.cache)
+        with evaluation_mode(pl_module):
+            self._draw(trainer, pl_module, labels)
+        if trainer.is_global_zero:
+            values = self.metrics.compute()
+            self.metrics.reset()
+            self.metrics.to(torch.device("cpu"))
+            for logger in trainer.loggers:
+                logger.log_metrics({f"metric/{name}": value for name, value in values.items()}, step=step)
+            shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_std"))
+            print(
+                f"step {step} | {shown} | {self.num_samples} pictures, {time.perf_counter() - began:.0f} s", flush=True
+            )
+        for callback in trainer.callbacks:
+            if isinstance(callback, Journal):
+                callback.pause()
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, labels: Int[Tensor, " n"]) -> None:
+        generator = pl_module.generator(ema=True)
+        rank, size = trainer.global_rank, self.batch_size
+        for start in range(0, self.num_samples, size * trainer.world_size):
+            # Every rank takes part in every round, with the same number of pictures: sharded weights are gathered
+            # together. Serial numbers past the end are drawn and dropped.
+            serials = range(start + rank * size, start + (rank + 1) * size)
+            wanted = labels[torch.tensor(serials) % self.num_samples]
+            if trainer.world_size == 1:
+                serials = serials[: self.num_samples - start]
+                wanted = wanted[: len(serials)]
+            (images,) = generate(generator, wanted, self.seed, size, pl_module.device, serials)
+            images = self._gather(pl_module, images)[: self.num_samples - start]
+            if trainer.is_global_zero:
+                self.metrics.update(images)
+
+    @staticmethod
+    def _gather(pl_module: pl.LightningModule, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+        gathered = pl_module.all_gather(images)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *images.shape[1:])

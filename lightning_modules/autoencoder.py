@@ -1,0 +1,125 @@
+"""Training of an autoencoder."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lightning_modules.one_phase import MakeOptimizer, MakeScheduler, OnePhase
+from repalign.autoencoders.statistics import measure
+from repalign.objectives.reconstruction import Reconstruction
+from repalign.random import SampleRandom
+
+
+class AutoencoderModule(OnePhase):
+    """Auto-Encoding Variational Bayes (Kingma & Welling, arXiv:1312.6114), as the first stage of latent diffusion.
+
+    loss = L1 + MSE between picture and reconstruction + w KL(q(z|x) || N(0, 1)); see
+    :class:`repalign.objectives.reconstruction.Reconstruction`. When the last step is done, the run folder gets
+    ``autoencoder.safetensors`` (weights, latent statistics, provenance) and ``reconstructions.png``.
+
+    Args:
+        autoencoder: with ``decode_unclamped`` and ``save``; every parameter is trained.
+        objective: the loss.
+        optimizer: from parameters to optimizer.
+        scheduler: from optimizer to learning-rate scheduler, stepped once per optimizer step; or None.
+        seed: of every draw.
+        licence: of the data, for the provenance of the weights.
+        parts: what a generative method is assembled from besides (backbone, conditioner, ...); not used here.
+
+    Raises:
+        UserError: when the autoencoder cannot be trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        autoencoder: Any,
+        objective: Reconstruction,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
+        seed: int = 0,
+        licence: str = "",
+        **parts: Any,
+    ) -> None:
+        super().__init__(optimizer, scheduler, seed)
+        trainable = all(callable(getattr(autoencoder, name, None)) for name in ("decode_unclamped", "save"))
+        self.require(trainable, f"{type(autoencoder).__name__} cannot be trained; set autoencoder=small_kl")
+        self.trained = autoencoder
+        self.objective = objective
+        self.licence = licence
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch of uint8 pictures."""
+        random = SampleRandom(self.seed, batch["serial"].tolist(), self.device)
+        result = self.objective(self.trained, batch["image"].float() / 255, random)
+        total = result.total.mean()
+        self.note(total, {name: loss.mean() for name, loss in result.losses.items()})
+        return total
+
+    def on_train_end(self) -> None:
+        """Export once the last step is done."""
+        if self.trainer.is_global_zero and self.progress.step == self.trainer.max_steps:
+            export(self, self.trainer.datamodule, self.run_dir / "autoencoder.safetensors")
+
+
+def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, Any]:
+    """Measure latents and reconstructions over the data set, write weights with provenance and a picture beside them.
+
+    Args:
+        module: trained.
+        data: data module; ``reference_images(batch_size)`` gives float pictures in [0, 1].
+        path: target .safetensors; ``reconstructions.png`` is written beside it.
+
+    Returns:
+        The provenance: latent statistics, l1 and psnr, recipe, commit, date, licence.
+    """
+    target = Path(path)
+    module.eval()
+    images = (batch.to(module.device) for batch in data.reference_images(256))
+    measured = measure(module.trained, images)
+    record = module.run_dir / "run.json"
+    run = json.loads(record.read_text()) if record.is_file() else {}
+    optimizer = module.trainer.optimizers[0]
+    provenance = {
+        **measured,
+        "data": type(data).__name__,
+        "image_size": data.image_size,
+        "data_licence": module.licence,
+        "steps": module.progress.step,
+        "batch_size": data.batch_size,
+        "seed": module.seed,
+        "objective": {**module.objective.weights, "latent_noise": module.objective.latent_noise},
+        "optimizer": {
+            "class": type(optimizer).__name__,
+            "lr": max(g.get("max_lr", g["lr"]) for g in optimizer.param_groups),
+        },
+        "commit": run.get("commit"),
+        "hardware": run.get("hardware"),
+        "versions": run.get("versions"),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    module.trained.save(target, provenance)
+    _save_pairs(module, next(iter(data.reference_images(64))), target.with_name("reconstructions.png"))
+    print(f"autoencoder: L1 {measured['l1']:.4f}, PSNR {measured['psnr']:.2f} dB; {target}", flush=True)
+    return provenance
+
+
+@torch.no_grad()
+def _save_pairs(module: AutoencoderModule, images: Float[Tensor, "b 3 h w"], path: Path, columns: int = 16) -> None:
+    """Rows of pictures, each above the row of its reconstructions."""
+    images = images.to(module.device)
+    images = images[: len(images) // columns * columns or len(images)]
+    restored = module.trained.decode(module.trained.encode(images).mean)
+    columns = math.gcd(columns, len(images))
+    grid = rearrange([images, restored], "two (r c) d h w -> (r two h) (c w) d", c=columns)
+    Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)

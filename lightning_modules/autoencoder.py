@@ -101,7 +101,7 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
         "objective": {**module.objective.weights, "latent_noise": module.objective.latent_noise},
         "optimizer": {
             "class": type(optimizer).__name__,
-            "lr": max(g.get("max_lr", g["lr"]) for g in optimizer.param_groups),
+            "lr": optimizer.defaults["lr"],
         },
         "commit": run.get("commit"),
         "hardware": run.get("hardware"),

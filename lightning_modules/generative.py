@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path as FilePath
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.progress import Progress
+from lightning_modules.one_phase import MakeOptimizer, MakeScheduler, OnePhase
 from repalign.errors import UserError
 from repalign.protocols import (
     Autoencoder,
@@ -32,7 +30,7 @@ from repalign.training.step import latents_of, training_losses
 AlignerFactory = Callable[..., nn.Module]
 
 
-class Generative(pl.LightningModule):
+class Generative(OnePhase):
     """A diffusion or flow model: objective + aligners -> one loss, one optimizer, an EMA.
 
     The loss maths is the core's (:func:`repalign.training.step.training_losses`). Everything random in a step is a pure
@@ -72,15 +70,15 @@ class Generative(pl.LightningModule):
         aligners: Mapping[str, AlignerFactory],
         sampler: Sampler,
         guidance: Guidance,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+        optimizer: MakeOptimizer,
+        scheduler: MakeScheduler | None = None,
         ema_decay: float = 0.9999,
         ema_warmup: bool = False,
         latent_shape: tuple[int, int, int],
         seed: int = 0,
         compile: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler, seed)
         assert isinstance(backbone, nn.Module)
         features: dict[str, TokenSpec] = {name: encoder.spec for name, encoder in encoders.items()}
         built = {name: make(tap_specs=backbone.tap_specs, features=features) for name, make in aligners.items()}
@@ -98,18 +96,11 @@ class Generative(pl.LightningModule):
         self.path = path
         self.parametrization = parametrization
         self.conditioner = conditioner
-        self.autoencoder = autoencoder
         self.encoders = dict(encoders)
+        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once, among the frozen
         self.sampler = sampler
         self.guidance = guidance
-        self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.latent_shape = latent_shape
-        self.seed = seed
-        self.progress = Progress()
-        self.run_dir = FilePath()
-        self.terms: dict[str, Tensor] = {}  # of the optimizer step under way, on the device
-        self.finished_terms: dict[str, Tensor] = {}  # of the last finished step; the journal reads it
         self.contract()
         if compile:
             backbone.compile()
@@ -124,13 +115,13 @@ class Generative(pl.LightningModule):
         """The aligners by name."""
         return dict(self.trained["aligners"].items())
 
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._autoencoder["autoencoder"]
+
     def contract(self) -> None:
         """Check that the parts make this method; a method with requirements of its own says them here."""
-
-    def require(self, holds: bool, message: str) -> None:
-        """One line of a contract: '<Method>: <what is wrong and which keys mend it>'."""
-        if not holds:
-            raise UserError(f"{type(self).__name__}: {message}")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""
@@ -148,38 +139,12 @@ class Generative(pl.LightningModule):
             random=random,
             teacher=self.ema.module["backbone"],
         )
-        share = 1 / self.trainer.accumulate_grad_batches
-        for name, value in {"loss": losses.total, **losses.terms}.items():
-            self.terms[f"train/{name}"] = self.terms.get(f"train/{name}", 0) + share * value.detach()
+        self.note(losses.total, losses.terms)
         return losses.total
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the global norm and keep the norm for the journal: one pass for both."""
-        limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.terms["train/grad_norm"] = nn.utils.clip_grad_norm_(parameters, limit).detach()
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then move the average and count: the counter is ours because Lightning's counts every optimizer."""
-        super().optimizer_step(*args, **kwargs)
+    def after_step(self) -> None:
+        """The average follows the weights."""
         self.ema.update(self.trained, self.progress.step)
-        self.progress.advance()
-        self.finished_terms, self.terms = self.terms, {}
-
-    def configure_optimizers(self) -> Any:
-        """AdamW or what the recipe says, over the trained parts alone."""
-        optimizer = self.make_optimizer([p for p in self.trained.parameters() if p.requires_grad])
-        if self.make_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
 
     def train(self, mode: bool = True) -> Generative:
         """Frozen parts and the average stay in evaluation mode."""
@@ -201,12 +166,6 @@ class Generative(pl.LightningModule):
             latent_shape=self.latent_shape,
         )
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Serial numbers stay on the host: reading them back would stall the device at every step."""
-        serial = batch.pop("serial")
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return {**moved, "serial": serial}
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trained parts and their average; frozen parts come from their own files."""
         whole = super().state_dict(*args, **kwargs)
@@ -219,7 +178,7 @@ class Generative(pl.LightningModule):
             UserError: when the weights are of another architecture; the line names the first difference.
         """
         own = self.state_dict()
-        for key in own.keys() | state_dict.keys():
+        for key in sorted(own.keys() | state_dict.keys()):
             self._same_shape(key, own.get(key), state_dict.get(key))
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
@@ -231,13 +190,3 @@ class Generative(pl.LightningModule):
                 f"checkpoint of another architecture: '{key}' is {sizes[1]} in the file, {sizes[0]} in this "
                 "composition; compose the same experiment, backbone and aligners as the checkpoint's config.yaml"
             )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The position in the run."""
-        checkpoint["progress"] = {"step": self.progress.step}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Back to the position in the run; the data stream begins there."""
-        self.progress.step = checkpoint["progress"]["step"]
-        if self._trainer is not None and self.trainer.datamodule is not None:
-            self.trainer.datamodule.set_start(self.progress.step)

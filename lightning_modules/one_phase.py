@@ -64,8 +64,12 @@ class OnePhase(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step and count; the counter is ours because Lightning's counts every optimizer."""
         super().optimizer_step(*args, **kwargs)
+        self.after_step()
         self.progress.advance()
         self.finished_terms, self.terms = self.terms, {}
+
+    def after_step(self) -> None:
+        """What a method does when the weights have moved (the average follows them)."""
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule, stepped once per optimizer step."""

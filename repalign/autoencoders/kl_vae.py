@@ -42,7 +42,7 @@ class SDAutoencoder(KLAutoencoder):
     def __init__(
         self,
         *,
-        weights: str | Path,
+        weights: str | Path | None,
         norm: LatentNorm,
         channels: int = 4,
         widths: Sequence[int] = (128, 256, 512, 512),
@@ -61,7 +61,7 @@ class SDAutoencoder(KLAutoencoder):
         self.quant_conv = nn.Conv2d(2 * inner, 2 * channels, 1) if quant else nn.Identity()
         self.post_quant_conv = nn.Conv2d(channels, inner, 1) if quant else nn.Identity()
         self.norm = norm
-        if str(weights) != "random":
+        if weights != "random":
             load_exactly(self, to_house(read_weights(weights)[0]), weights)
 
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:

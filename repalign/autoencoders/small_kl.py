@@ -54,7 +54,7 @@ class SmallKLAutoencoder(KLAutoencoder):
     def __init__(
         self,
         *,
-        weights: str | Path,
+        weights: str | Path | None,
         channels: int = 8,
         downsampling: int = 8,
         width: int = 64,
@@ -73,7 +73,7 @@ class SmallKLAutoencoder(KLAutoencoder):
         self.encoder = _encoder(widths, channels)
         self.decoder = _decoder([3 * w // 2 for w in reversed(widths)] + [width // 2], channels)
         self.provenance: dict[str, object] = {}
-        if str(weights) != "random":
+        if weights != "random":
             tensors, self.provenance = read_weights(weights)
             load_exactly(self, tensors, weights)
         self.norm = self._stored_norm() if norm is None else norm

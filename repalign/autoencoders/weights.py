@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ KEY = "autoencoder.weights"
 PROVENANCE = "provenance"
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and provenance of a weights file.
 
     Args:
@@ -32,23 +33,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: naming ``autoencoder.weights``, the path and what to do.
     """
+    if path is None:
+        raise UserError(
+            f"{KEY}: not set; give the path of a weights file (conf/autoencoder/*.yaml say which one, and which "
+            "environment variable may hold it), or 'random'"
+        )
     file = Path(path)
     if not file.is_file():
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(
-            f"{KEY}: no file '{file}'.{nearest(file.name, beside)} Give the path of a weights file, "
-            "or 'random' to train one."
+            f"{KEY}: no file '{file}'.{nearest(file.name, beside)} Give the path of a weights file, or 'random'."
         )
-    if file.suffix != ".safetensors":
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                stored = (opened.metadata() or {}).get(PROVENANCE, "{}")
+                return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(stored)  # noqa: SIM118
         held = torch.load(file, map_location="cpu", weights_only=True)
         return dict(held.get("state_dict", held)), {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise UserError(f"{KEY}: '{file}' is no whole safetensors file ({error}); copy or train it again") from error
-    return tensors, json.loads(metadata.get(PROVENANCE, "{}"))
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{KEY}: '{file}' cannot be read ({first}); is it torn? Copy or train it again.") from error
 
 
 def write_weights(module: nn.Module, path: str | Path, provenance: Mapping[str, Any], dtype: torch.dtype) -> None:
@@ -68,7 +73,7 @@ def write_weights(module: nn.Module, path: str | Path, provenance: Mapping[str, 
     partial.replace(file)
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path | None) -> None:
     """Load tensors into a module of exactly the same keys and shapes, in the module's own precision.
 
     Raises:

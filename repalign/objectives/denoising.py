@@ -26,7 +26,8 @@ class Denoising:
         time_sampler: which times are trained.
         weighting: w_t; None for 1.
         error: the quantity in which the error is measured, when it is not the predicted one. SiT measures a score's
-            error as ``Noise``; its weight ``velocity`` is ``Velocity``; JiT predicts ``Data`` and measures ``Velocity``.
+            error as ``Noise``, and its weight ``velocity`` is the error as ``Velocity``; JiT predicts ``Data`` and
+            measures ``Velocity``.
     """
 
     def __init__(

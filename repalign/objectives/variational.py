@@ -21,9 +21,9 @@ class VariationalDenoising:
 
     losses: ``denoising`` = mean |pred - target|^2 and ``variational`` = the bound in bits per dimension, both [B]:
     KL(q(x_{k-1} | x_k, x_0) || N(mean, exp(log variance))) for k > 0 and the discretised-Gaussian negative
-    log-likelihood of x_0 at k = 0, averaged over [C, H, W] and divided by ln 2. The prediction is detached in the bound, so
-    that it trains the variance alone; x_0 is not clipped. The log variance lies between that of the posterior and log
-    beta_k, see :meth:`repalign.paths.vp.Posterior.learned_log_variance`.
+    log-likelihood of x_0 at k = 0, averaged over [C, H, W] and divided by ln 2. The prediction is detached in the
+    bound, so that it trains the variance alone; x_0 is not clipped. The log variance lies between that of the posterior
+    and log beta_k, see :meth:`repalign.paths.vp.Posterior.learned_log_variance`.
 
     Source: arXiv:2102.09672, equations 14-16, in the form of DiT (arXiv:2212.09748).
 
@@ -45,7 +45,9 @@ class VariationalDenoising:
         variational_weight: float = 1.0,
     ) -> None:
         if not isinstance(path, DiscreteVPPath):
-            raise UserError(f"objective: a learned variance needs the discrete path, found {type(path).__name__}; set path=ddpm")
+            raise UserError(
+                f"objective: a learned variance needs the discrete path, found {type(path).__name__}; set path=ddpm"
+            )
         self.path = path
         self.parametrization = parametrization
         self.variational_weight = variational_weight

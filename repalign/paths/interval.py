@@ -33,7 +33,8 @@ def time_interval(
     data) keeps its distance from both ends. An SDE ends at ``last_step_size``, where its last step takes over.
 
     Args:
-        path, parametrization: what is trained or sampled.
+        path: between data and noise.
+        parametrization: what is predicted.
         train: training times of a singular path come as near as 1e-5; all other distances are 1e-3.
         last_step_size: of an SDE; 0 for an ODE, for training, or for an SDE without a last step.
         margin: another distance; a velocity on a path without singularity ignores it, as SiT does.

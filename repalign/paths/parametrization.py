@@ -29,7 +29,7 @@ class Quantity(Parametrization, Protocol):
 
 
 def linear_drift(c: Coefficients) -> tuple[Tensor, Tensor]:
-    """f and g of the forward diffusion dx = f x dt + sqrt(2 g) dW whose marginals are the path's.
+    """The pair f, g of the forward diffusion dx = f x dt + sqrt(2 g) dW whose marginals are the path's.
 
     f = alpha'/alpha, g = sigma sigma' - (alpha'/alpha) sigma^2, each [B] or a scalar; the velocity is f x - g s. On the
     variance-preserving path f = -beta/2 and g = beta/2; on the linear path g = t / (1 - t), infinite at t = 1.

@@ -15,7 +15,7 @@ from repalign.errors import UserError
 
 
 def linear_betas(steps: int) -> Float[Tensor, " t"]:
-    """Betas from 1e-4 to 0.02 over 1000 steps, both scaled by 1000/steps for other lengths (DDPM, LDM, DiT); float64."""
+    """Betas from 1e-4 to 0.02 over 1000 steps, both scaled by 1000/steps for other lengths (DDPM, DiT); float64."""
     ends = 1000 / steps
     return torch.linspace(ends * 1e-4, ends * 0.02, steps, dtype=torch.float64)
 
@@ -51,7 +51,9 @@ def kept_steps(steps: int, spec: str | int) -> list[int]:
     if re.fullmatch(r"ddim[1-9]\d*", spec):
         return _strided(steps, int(spec.removeprefix("ddim")))
     if not re.fullmatch(r"[1-9]\d*(\s*,\s*[1-9]\d*)*", spec):
-        raise UserError(f"sampler.steps: found '{spec}', expected a number (250), sections (10,15,20) or ddimN (ddim50)")
+        raise UserError(
+            f"sampler.steps: found '{spec}', expected a number (250), sections (10,15,20) or ddimN (ddim50)"
+        )
     counts = [int(count) for count in spec.split(",")]
     size, extra = divmod(steps, len(counts))
     kept: list[int] = []

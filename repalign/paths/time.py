@@ -95,5 +95,5 @@ class Shifted:
 
 
 def shift_time(t: Float[Tensor, "*b"], shift: float) -> Float[Tensor, "*b"]:
-    """s t / (1 + (s - 1) t): the ends stay, s > 1 moves the rest towards the noise (SD3, equation 23)."""
+    """Shifted time s t / (1 + (s - 1) t): the ends stay, s > 1 moves the rest towards the noise (SD3, equation 23)."""
     return shift * t / (1 + (shift - 1) * t)

@@ -70,14 +70,14 @@ class Posterior:
         return scale(self.weight_x_0, x_0) + scale(self.weight_x_t, x_t)
 
     def learned_log_variance(self, head: State) -> State:
-        """f log beta + (1 - f) log posterior variance with f = (head + 1) / 2 (improved DDPM, equation 15)."""
+        """Log variance f log beta + (1 - f) log posterior variance, f = (head + 1) / 2 (improved DDPM, equation 15)."""
         fraction = map_state(lambda x: (x + 1) / 2, head)
         low, high = expand(self.log_variance, head), expand(self.log_beta, head)
         return fraction * (high - low) + low
 
 
 class DiscreteVPPath(Interpolant):
-    """The Markov chain of DDPM as a path: alpha_k^2 = abar_k = prod_{i <= k} (1 - beta_i) at house time (k + 1) / steps.
+    """The chain of DDPM as a path: alpha_k^2 = abar_k = prod_{i <= k} (1 - beta_i) at house time (k + 1) / steps.
 
     So t = 0 is clean data, step 0 is one noising step away from it, and step ``steps - 1`` is at t = 1. Between two
     steps log abar is interpolated linearly, which gives derivatives and lets every ODE sampler run on it. Tables are

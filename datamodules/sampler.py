@@ -1,0 +1,96 @@
+"""The order of training: an endless stream in which every sample has a serial number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from repalign.errors import UserError
+
+Key = tuple[int, int]  # (serial number, index of the picture)
+
+_ORDER = 0x6F72646572  # second Philox key word: keeps the order apart from every other use of the seed
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of ``range(size)`` for one epoch: a pure function of its arguments (Philox, like all draws)."""
+    key = np.array([seed % 2**64, _ORDER], dtype=np.uint64)
+    counter = np.array([0, epoch, 0, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(size)
+
+
+class SerialBatchSampler(Sampler[list[Key]]):
+    """Micro-batches of (serial number, index) for one rank, without end.
+
+    serial = step * global_batch + position in the global batch. An epoch has size // global_batch steps; the remainder
+    of its permutation is left out, another one in every epoch. Positions are dealt out in blocks: first by micro-batch,
+    then by rank, so the samples of an optimizer step are the same for every number of ranks and micro-batches.
+
+    There is no ``__len__`` and no last batch: a trainer that counts epochs would otherwise end a resumed run early when
+    its checkpoint fell on an epoch's last batch.
+
+    Args:
+        size: number of pictures.
+        global_batch: samples of one optimizer step over all ranks and micro-batches.
+        rank: of this process.
+        world: number of processes.
+        accumulate: micro-batches per optimizer step.
+        seed: of the order.
+        start: first optimizer step.
+
+    Raises:
+        UserError: when the batch does not divide, or is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        global_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        seed: int = 0,
+        start: int = 0,
+    ) -> None:
+        if global_batch < 1 or global_batch % (world * accumulate):
+            raise UserError(
+                f"data.batch_size: {global_batch} cannot be dealt out to {world} processes (trainer.devices x "
+                f"trainer.num_nodes) with {accumulate} micro-batches each (data.accumulate); expected a multiple of "
+                f"{world * accumulate}"
+            )
+        if global_batch > size:
+            raise UserError(
+                f"data.batch_size: {global_batch} is more than the {size} pictures of the data set; expected {size} at most"
+            )
+        self.size = size
+        self.global_batch = global_batch
+        self.rank = rank
+        self.world = world
+        self.accumulate = accumulate
+        self.seed = seed
+        self.start = start
+
+    def keys_of_step(self, step: int) -> list[Key]:
+        """The whole global batch of an optimizer step."""
+        steps = self.size // self.global_batch
+        first = step % steps * self.global_batch
+        indices = self._order(step // steps)[first : first + self.global_batch]
+        return list(zip(range(step * self.global_batch, (step + 1) * self.global_batch), indices.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        local = self.global_batch // (self.world * self.accumulate)
+        for step in count(self.start):
+            keys = self.keys_of_step(step)
+            for micro in range(self.accumulate):
+                first = (micro * self.world + self.rank) * local
+                yield keys[first : first + local]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        # One epoch's order is kept: drawing a million numbers at every step would cost more than the step's reading.
+        cached: tuple[int, np.ndarray] | None = getattr(self, "_cached", None)
+        if cached is None or cached[0] != epoch:
+            self._cached = cached = (epoch, epoch_order(self.size, self.seed, epoch))
+        return cached[1]

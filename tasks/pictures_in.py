@@ -1,0 +1,90 @@
+"""Generated pictures from a folder or from ADM's npz."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from repalign.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_pictures(path: Path, batch_size: int, key: str) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    """Pictures in [0, 1], batch by batch.
+
+    Args:
+        path: a folder with pictures (any depth, in the order of their names), or an .npz whose ``arr_0`` is uint8
+            [N, H, W, 3].
+        batch_size: pictures at once; a large npz is streamed, not loaded.
+        key: the configuration key, for messages.
+
+    Raises:
+        UserError: when nothing is there, a file is torn, or sizes differ.
+    """
+    if path.is_dir():
+        yield from _from_folder(path, batch_size, key)
+    elif path.suffix == ".npz" and path.is_file():
+        yield from _from_npz(path, batch_size, key)
+    else:
+        raise UserError(f"{key}: no folder and no .npz file at '{path}'")
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def fingerprint_of(path: Path) -> str:
+    """Changes when a file below the path is added, removed or rewritten."""
+    files = picture_files(path) if path.is_dir() else [path]
+    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def _from_folder(folder: Path, batch_size: int, key: str) -> Iterator[Tensor]:
+    files = picture_files(folder)
+    if not files:
+        raise UserError(f"{key}: no picture ({', '.join(SUFFIXES)}) below '{folder}'")
+    size: tuple[int, int] | None = None
+    for start in range(0, len(files), batch_size):
+        batch = []
+        for file in files[start : start + batch_size]:
+            try:
+                with Image.open(file) as picture:
+                    pixels = np.array(picture.convert("RGB"))
+            except (UnidentifiedImageError, OSError) as error:
+                raise UserError(f"{key}: '{file}' cannot be read as a picture ({error})") from error
+            size = size or pixels.shape[:2]
+            if pixels.shape[:2] != size:
+                raise UserError(f"{key}: '{file}' is {pixels.shape[:2]}, the pictures before it {size} (height, width)")
+            batch.append(torch.from_numpy(pixels))
+        yield _to_float(torch.stack(batch))
+
+
+def _from_npz(path: Path, batch_size: int, key: str) -> Iterator[Tensor]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
+                raise UserError(f"{key}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 [N, H, W, 3]")
+            for start in range(0, shape[0], batch_size):
+                rows = min(batch_size, shape[0] - start)
+                content = bytearray(file.read(rows * shape[1] * shape[2] * 3))
+                yield _to_float(torch.frombuffer(content, dtype=torch.uint8).reshape(rows, *shape[1:]))
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError) as error:
+        raise UserError(f"{key}: '{path}' cannot be read ({error}); expected arr_0 uint8 [N, H, W, 3]") from error
+
+
+def _to_float(rows: Tensor) -> Tensor:
+    return rearrange(rows, "b h w c -> b c h w").float() / 255

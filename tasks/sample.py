@@ -1,0 +1,206 @@
+"""task=sample: pictures from trained weights, as a grid, as files, as ADM's npz."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from callbacks.checkpoint import checkpoints_in
+from callbacks.pictures import class_indices, draw_labels, generate, grid_of, save_png
+from repalign.errors import UserError, unknown_choice
+from repalign.metrics.features import to_uint8
+from repalign.training.generate import ImageGenerator
+from tasks.build import Assembly, assemble, load_weights
+
+__all__ = ["generate", "run"]
+
+
+def run(cfg: DictConfig) -> None:
+    """Draw pictures and write them.
+
+    Raises:
+        UserError: one line for a missing checkpoint, an unknown class, or a part that is none.
+    """
+    task = cfg.task
+    if not 0 <= task.part < task.parts:
+        raise UserError(f"task.part: found {task.part}, valid: 0 to {task.parts - 1} (task.parts={task.parts})")
+    if task.parts > 1 and list(task.write) != ["png"]:
+        raise UserError(
+            f"task.write: found {list(task.write)}; with task.parts above 1 each process writes [png] alone"
+        )
+    assembly, generator, checkpoint = restored(cfg)
+    labels = wanted_labels(cfg, assembly)
+    output = Path(task.output)
+    writers = [_writer(name)(output, len(labels), task.columns) for name in task.write]
+    serials = range(len(labels))[len(labels) * task.part // task.parts : len(labels) * (task.part + 1) // task.parts]
+    own = labels[serials.start : serials.stop]
+    output.mkdir(parents=True, exist_ok=True)
+    with progress() as bar:
+        line = bar.add_task("sampling", total=len(own))
+        done = 0
+        for images in generate(generator, own, task.seed, task.batch_size, device(), serials):
+            pictures = to_uint8(images, task.rounding).cpu()
+            part = slice(done, done + len(pictures))
+            for writer in writers:
+                writer.add(serials[part], own[part], pictures)
+            done += len(pictures)
+            bar.update(line, completed=done)
+    for writer in writers:
+        writer.close()
+    (output / "settings.json").write_text(json.dumps(settings(cfg, checkpoint), indent=2) + "\n")
+    print(f"wrote {done} pictures ({', '.join(task.write)}) to {output}", flush=True)
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def progress() -> Progress:
+    """A progress bar, silent where no terminal is."""
+    console = Console()
+    return Progress(console=console, disable=not console.is_terminal)
+
+
+def restored(cfg: DictConfig) -> tuple[Assembly, ImageGenerator, Path]:
+    """The composition with the weights of a checkpoint, ready to draw.
+
+    Raises:
+        UserError: when no checkpoint was named and the run folder has none.
+    """
+    checkpoint = find_weights(cfg.task.checkpoint, Path(cfg.run_dir))
+    # As in training: TF32 where the weights are float32 on a GPU.
+    torch.set_float32_matmul_precision("high")
+    assembly = assemble(cfg)
+    load_weights(assembly.module, checkpoint)
+    module = assembly.module.to(device()).eval()
+    return assembly, module.generator(ema=cfg.task.ema), checkpoint
+
+
+def find_weights(named: str | None, run_dir: Path) -> Path:
+    """The named file, or the newest checkpoint of the run folder.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if named is not None:
+        return Path(named)
+    found = checkpoints_in(run_dir)
+    if not found:
+        raise UserError(
+            f"task.checkpoint: none named and '{run_dir}' holds none; set task.checkpoint=FILE, or run_dir=FOLDER"
+        )
+    return found[-1]
+
+
+def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Int[Tensor, " n"]:
+    """Class of every picture.
+
+    Raises:
+        UserError: for a class that the data does not have, or no picture at all.
+    """
+    task, names = cfg.task, assembly.data.class_names
+    if task.num_samples < 1:
+        raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
+    chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
+    drawn = draw_labels(task.labels, task.num_samples, task.seed, len(chosen), "task.labels")
+    return torch.tensor(list(chosen))[drawn]
+
+
+def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
+    """What the pictures depend on, for the file beside them."""
+    wanted = ["ema", "num_samples", "classes", "labels", "seed", "rounding"]
+    task = OmegaConf.to_container(OmegaConf.masked_copy(cfg.task, wanted), resolve=True)
+    parts = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["sampler", "guidance"]), resolve=True)
+    return {"recipe": cfg.name, "checkpoint": str(checkpoint), **task, **parts}  # type: ignore[dict-item]
+
+
+class Writer(Protocol):
+    """Takes pictures in any number of portions."""
+
+    def __init__(self, folder: Path, count: int, columns: int) -> None: ...
+    def add(self, serials: range, labels: Int[Tensor, " b"], pictures: UInt8[Tensor, "b 3 h w"]) -> None: ...
+    def close(self) -> None: ...
+
+
+class GridWriter:
+    """``grid.png``: a class per row, the first pictures of each; at most 32 rows."""
+
+    MAX_ROWS = 32
+
+    def __init__(self, folder: Path, count: int, columns: int) -> None:
+        self.folder, self.columns = folder, columns
+        self.rows: dict[int, list[Tensor]] = {}
+
+    def add(self, serials: range, labels: Tensor, pictures: Tensor) -> None:
+        for label, picture in zip(labels.tolist(), pictures, strict=True):
+            if label not in self.rows and len(self.rows) == self.MAX_ROWS:
+                continue
+            row = self.rows.setdefault(label, [])
+            if len(row) < self.columns:
+                row.append(picture.clone())
+
+    def close(self) -> None:
+        blank = torch.full_like(next(iter(self.rows.values()))[0], 255)
+        columns = max(map(len, self.rows.values()))
+        cells = [row + [blank] * (columns - len(row)) for _, row in sorted(self.rows.items())]
+        flat = torch.stack([picture for row in cells for picture in row])
+        save_png(grid_of(flat.float() / 255, columns), self.folder / "grid.png")
+
+
+class FolderWriter:
+    """``000123.png`` by serial number, so that several processes fill one folder."""
+
+    def __init__(self, folder: Path, count: int, columns: int) -> None:
+        self.folder = folder / "png"
+
+    def add(self, serials: range, labels: Tensor, pictures: Tensor) -> None:
+        for serial, picture in zip(serials, pictures, strict=True):
+            save_png(picture, self.folder / f"{serial:06d}.png")
+
+    def close(self) -> None:
+        pass
+
+
+class ArrayWriter:
+    """``samples_NxHxWx3.npz``: arr_0 uint8 [N, H, W, 3], arr_1 the labels; the layout that the ADM evaluator reads."""
+
+    def __init__(self, folder: Path, count: int, columns: int) -> None:
+        self.folder, self.count = folder, count
+        self.pictures: np.ndarray | None = None
+        self.labels = np.empty(count, dtype=np.int64)
+
+    def add(self, serials: range, labels: Tensor, pictures: Tensor) -> None:
+        rows = pictures.permute(0, 2, 3, 1).numpy()
+        if self.pictures is None:
+            self.pictures = np.empty((self.count, *rows.shape[1:]), dtype=np.uint8)
+        self.pictures[serials.start : serials.stop] = rows
+        self.labels[serials.start : serials.stop] = labels.numpy()
+
+    def close(self) -> None:
+        assert self.pictures is not None
+        shape = "x".join(map(str, self.pictures.shape))
+        target = self.folder / f"samples_{shape}.npz"
+        partial = target.with_suffix(".incomplete")
+        with open(partial, "wb") as file:
+            np.savez(file, self.pictures, self.labels)
+        os.replace(partial, target)
+
+
+WRITERS: dict[str, type[Writer]] = {"grid": GridWriter, "png": FolderWriter, "npz": ArrayWriter}
+
+
+def _writer(name: str) -> type[Writer]:
+    if name not in WRITERS:
+        raise unknown_choice("task.write", name, WRITERS)
+    return WRITERS[name]

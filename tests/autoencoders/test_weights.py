@@ -138,5 +138,5 @@ def test_other_architecture_names_the_first_difference(tmp_path, small):
     small.save(path, PROVENANCE)
     with pytest.raises(UserError, match=r"is of another architecture: '\w+\.0\.(bias|weight)' is 48.* in the file, 96"):
         SmallKLAutoencoder(weights=path, width=32)
-    with pytest.raises(UserError, match="is absent in the file"):
+    with pytest.raises(UserError, match="absent in"):
         sd(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -32,8 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         summary = {"passed": counts["PASS"], "failed": counts["FAIL"], "unsupported": counts["UNSUPPORTED"]}
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**summary, "cases": [asdict(v) for v in verdicts]}, indent=2) + "\n")
+        cases = [{key: _strict(value) for key, value in asdict(verdict).items()} for verdict in verdicts]
+        options.json.write_text(json.dumps({**summary, "cases": cases}, indent=2) + "\n")
     return 1 if counts["FAIL"] else 0
+
+
+def _strict(value: object) -> object:
+    """JSON has no infinity: say it as a word."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 if __name__ == "__main__":

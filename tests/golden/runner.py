@@ -143,8 +143,9 @@ def compare(
         close = torch.isclose(ours, theirs, rtol=rtol, atol=atol, equal_nan=True)
         if not close.all():
             problems.append(f"{key} differs in {int((~close).sum())} of {close.numel()} entries")
-        # Equal infinities subtract to nan; they are no difference.
-        difference = torch.where(ours == theirs, 0.0, (ours - theirs).abs())
+        # Equal infinities and two nans are no difference; a nan against a number is an infinite one.
+        same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        difference = torch.where(same, 0.0, (ours - theirs).abs()).nan_to_num(nan=float("inf"))
         relative = difference / theirs.abs().clamp(min=atol / rtol if rtol else 1.0)
         if difference.numel():
             worst_absolute = max(worst_absolute, float(difference.max()))

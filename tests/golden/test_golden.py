@@ -23,7 +23,14 @@ def test_case(folder):
 
 def _write_case(folder, kind, outputs, config=None):
     folder.mkdir(parents=True)
-    description = {"kind": kind, "config": config or {}, "procedure": "", "dtype": "float32", "rtol": 1e-4, "atol": 1e-6}
+    description = {
+        "kind": kind,
+        "config": config or {},
+        "procedure": "",
+        "dtype": "float32",
+        "rtol": 1e-4,
+        "atol": 1e-6,
+    }
     (folder / "case.json").write_text(json.dumps(description))
     save_file({f"outputs/{key}": value for key, value in outputs.items()}, folder / "tensors.safetensors")
 

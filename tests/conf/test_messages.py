@@ -1,0 +1,69 @@
+"""The obvious mistakes: one line each, quickly, without a traceback."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repalign.errors import UserError
+from tasks.instantiate import check_targets
+from tasks.launch import compose
+
+ROOT = Path(__file__).parents[2]
+# Five seconds of the reference machine's time; CPU time, because the tests share its two cores.
+SECONDS = 5.0
+
+
+def complain(*words: str, **environment: str) -> str:
+    """Standard error of a command that must fail with one line."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "run.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "OMP_NUM_THREADS": "1", **environment},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < SECONDS, f"{seconds:.1f} s: {line}"
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["stepz=3"], ["unknown key 'stepz'", "Did you mean 'steps'?"]),
+        (["optimizer.lrr=1"], ["unknown key 'optimizer.lrr'", "Did you mean 'optimizer.lr'?"]),
+        (["experiment=repa_sit_xll"], ["experiment: unknown", "'repa_sit_xll'", "Did you mean 'repa_sit_xl'?"]),
+        (["backbone=sit_xl"], ["backbone: unknown", "'sit_xl'", "Did you mean 'sit_xl_"]),
+        (["backbonne=sit_xl_2"], ["unknown key 'backbonne'", "Did you mean 'backbone'?"]),
+        (["aligner=[repa,repaa]"], ["aligner: unknown", "'repaa'", "Did you mean 'repa'?"]),
+        (["steps=many"], ["steps: expected an integer", "found 'many'"]),
+        (["optimizer.lr=fast"], ["optimizer.lr: expected a number", "found 'fast'"]),
+        (["compile=1"], ["compile: expected true or false", "found 1"]),
+        (["--multirun", "experiment=sit_s,sit_q"], ["experiment: unknown", "'sit_q'"]),
+        (["steps"], ["'steps'", "key=value"]),
+        (["+optimizer.momentun=0.9"], ["optimizer.momentun", "no such option"]),
+        (["optimizer._target_=os.system"], ["optimizer._target_", "may not be built"]),
+        (["experiment=repa_sit_s", "aligners.repa.tap=block.13"], ["tap", "'block.13'", "Did you mean 'block."]),
+        (["experiment=sit_s"], ["data.root", "no value", "REPALIGN_IMAGENET"]),
+        (["experiment=sit_s", "data.root=/no/such"], ["data.root", "/no/such"]),
+    ],
+)
+def test_one_line_in_time(words, parts):
+    line = complain(*words)
+    for part in parts:
+        assert part in line, line
+
+
+def test_targets_inside_lists_and_partials_are_checked():
+    cfg = compose(["experiment=repa_sit_s"])
+    cfg.aligners.repa.similarities[0][1]["_target_"] = "subprocess.run"
+    with pytest.raises(UserError, match=r"aligners.repa.similarities\[0\]\[1\]._target_: 'subprocess.run'"):
+        check_targets(cfg)

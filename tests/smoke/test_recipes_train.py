@@ -1,0 +1,58 @@
+"""Every recipe takes two steps with debug=tiny and leaves a complete run folder."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.checkpoint import checkpoints_in
+from tasks.check import check_composition
+from tasks.launch import compose
+from tasks.train import run
+
+RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
+
+
+def train(tmp_path: Path, *overrides: str) -> Path:
+    cfg = compose([*overrides, "debug=tiny", f"paths.runs={tmp_path}", "run_name=run", "callbacks.journal.every=1"])
+    check_composition(cfg)
+    run(cfg)
+    return Path(cfg.run_dir)
+
+
+def column(run_dir: Path, name: str) -> list[float]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_steps(recipe, tmp_path):
+    run_dir = train(tmp_path, f"experiment={recipe}")
+    losses = column(run_dir, "train/loss")
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+    assert checkpoints_in(run_dir)[-1].name == "step_00000002.ckpt"
+    for name in ("config.yaml", "run.json"):
+        assert (run_dir / name).is_file()
+
+
+def test_alignment_begins_near_zero_and_sit_has_none(tmp_path):
+    aligned = train(tmp_path / "a", "experiment=repa_sit_s")
+    assert abs(column(aligned, "train/align/repa")[0]) < 0.5
+    assert not column(train(tmp_path / "b", "experiment=sit_s"), "train/align/repa")
+
+
+def test_accumulation_gives_the_same_step(tmp_path):
+    whole = train(tmp_path / "a", "experiment=repa_sit_s", "data.accumulate=1")
+    split = train(tmp_path / "b", "experiment=repa_sit_s", "data.accumulate=2")
+    for name in ("train/loss", "train/grad_norm", "train/align/repa"):
+        torch.testing.assert_close(
+            torch.tensor(column(whole, name)), torch.tensor(column(split, name)), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_frozen_parts_stay_out_of_the_checkpoint(tmp_path):
+    last = torch.load(checkpoints_in(train(tmp_path, "experiment=repa_sit_s"))[-1], weights_only=True)
+    assert {key.split(".")[0] for key in last["state_dict"]} == {"trained", "ema"}

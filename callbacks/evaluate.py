@@ -28,7 +28,7 @@ class Evaluate(pl.Callback):
         num_samples: generated pictures. Frechet distances are comparable at equal numbers alone.
         metrics: what is measured.
         cache: folder where the statistics of the real pictures are kept.
-        labels: ``balanced`` or ``uniform``.
+        labels: classes of the pictures: ``data`` (as frequent as in the data set), ``uniform`` or ``balanced``.
         seed: of noise and labels; every evaluation draws the same ones.
         batch_size: pictures at once, on each rank.
     """
@@ -39,7 +39,7 @@ class Evaluate(pl.Callback):
         num_samples: int,
         metrics: FeatureMetrics,
         cache: str,
-        labels: str = "balanced",
+        labels: str = "data",
         seed: int = 0,
         batch_size: int = 64,
     ) -> None:
@@ -74,9 +74,8 @@ class Evaluate(pl.Callback):
         self._done = step = pl_module.progress.step
         began = time.perf_counter()
         data = trainer.datamodule
-        labels = draw_labels(
-            self.label_kind, self.num_samples, self.seed, data.num_classes, "callbacks.evaluate.labels"
-        )
+        classes, pool = range(data.num_classes), data.source.labels
+        labels = draw_labels(self.label_kind, self.num_samples, self.seed, classes, pool, "callbacks.evaluate.labels")
         if trainer.is_global_zero:
             self.metrics.to(pl_module.device).reset()
             if self.metrics.reference is None:

@@ -62,9 +62,7 @@ class SerialBatchSampler(Sampler[list[Key]]):
                 f"{world * accumulate}"
             )
         if global_batch > size:
-            raise UserError(
-                f"data.batch_size: {global_batch} is more than the {size} pictures of the data set; expected {size} at most"
-            )
+            raise UserError(f"data.batch_size: {global_batch} is more than the data set has; expected {size} at most")
         self.size = size
         self.global_batch = global_batch
         self.rank = rank
@@ -72,6 +70,7 @@ class SerialBatchSampler(Sampler[list[Key]]):
         self.accumulate = accumulate
         self.seed = seed
         self.start = start
+        self._epoch: tuple[int, np.ndarray] | None = None
 
     def keys_of_step(self, step: int) -> list[Key]:
         """The whole global batch of an optimizer step."""
@@ -90,7 +89,6 @@ class SerialBatchSampler(Sampler[list[Key]]):
 
     def _order(self, epoch: int) -> np.ndarray:
         # One epoch's order is kept: drawing a million numbers at every step would cost more than the step's reading.
-        cached: tuple[int, np.ndarray] | None = getattr(self, "_cached", None)
-        if cached is None or cached[0] != epoch:
-            self._cached = cached = (epoch, epoch_order(self.size, self.seed, epoch))
-        return cached[1]
+        if self._epoch is None or self._epoch[0] != epoch:
+            self._epoch = (epoch, epoch_order(self.size, self.seed, epoch))
+        return self._epoch[1]

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_modules.one_phase import MakeOptimizer, MakeScheduler, OnePhase
+from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.statistics import measure
 from repalign.objectives.reconstruction import Reconstruction
+from repalign.protocols import Autoencoder
 from repalign.random import SampleRandom
 
 
@@ -28,35 +30,37 @@ class AutoencoderModule(OnePhase):
     ``autoencoder.safetensors`` (weights, latent statistics, provenance) and ``reconstructions.png``.
 
     Args:
-        autoencoder: with ``decode_unclamped`` and ``save``; every parameter is trained.
+        autoencoder: every parameter is trained.
         objective: the loss.
         optimizer: from parameters to optimizer.
         scheduler: from optimizer to learning-rate scheduler, stepped once per optimizer step; or None.
         seed: of every draw.
-        licence: of the data, for the provenance of the weights.
         parts: what a generative method is assembled from besides (backbone, conditioner, ...); not used here.
 
     Raises:
         UserError: when the autoencoder cannot be trained.
     """
 
+    trained: KLAutoencoder
+
     def __init__(
         self,
         *,
-        autoencoder: Any,
+        autoencoder: Autoencoder,
         objective: Reconstruction,
         optimizer: MakeOptimizer,
         scheduler: MakeScheduler | None = None,
         seed: int = 0,
-        licence: str = "",
         **parts: Any,
     ) -> None:
         super().__init__(optimizer, scheduler, seed)
-        trainable = all(callable(getattr(autoencoder, name, None)) for name in ("decode_unclamped", "save"))
-        self.require(trainable, f"{type(autoencoder).__name__} cannot be trained; set autoencoder=small_kl")
+        self.require(
+            isinstance(autoencoder, KLAutoencoder),
+            f"{type(autoencoder).__name__} has no weights to train; set autoencoder=small_kl",
+        )
+        assert isinstance(autoencoder, KLAutoencoder)
         self.trained = autoencoder
         self.objective = objective
-        self.licence = licence
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch of uint8 pictures."""
@@ -77,7 +81,7 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
 
     Args:
         module: trained.
-        data: data module; ``reference_images(batch_size)`` gives float pictures in [0, 1].
+        data: data module whose pictures are measured.
         path: target .safetensors; ``reconstructions.png`` is written beside it.
 
     Returns:
@@ -94,32 +98,30 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
         **measured,
         "data": type(data).__name__,
         "image_size": data.image_size,
-        "data_licence": module.licence,
+        "data_fingerprint": data.fingerprint,
+        "licence": data.attribution,
         "steps": module.progress.step,
         "batch_size": data.batch_size,
         "seed": module.seed,
         "objective": {**module.objective.weights, "latent_noise": module.objective.latent_noise},
-        "optimizer": {
-            "class": type(optimizer).__name__,
-            "lr": optimizer.defaults["lr"],
-        },
+        "optimizer": {"class": type(optimizer).__name__, "lr": optimizer.defaults["lr"]},
         "commit": run.get("commit"),
         "hardware": run.get("hardware"),
         "versions": run.get("versions"),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     module.trained.save(target, provenance)
-    _save_pairs(module, next(iter(data.reference_images(64))), target.with_name("reconstructions.png"))
+    shown = range(0, len(data.dataset), max(len(data.dataset) // 64, 1))[:64]
+    _save_pairs(module, data.images(shown) / 255, target.with_name("reconstructions.png"))
     print(f"autoencoder: L1 {measured['l1']:.4f}, PSNR {measured['psnr']:.2f} dB; {target}", flush=True)
     return provenance
 
 
 @torch.no_grad()
-def _save_pairs(module: AutoencoderModule, images: Float[Tensor, "b 3 h w"], path: Path, columns: int = 16) -> None:
+def _save_pairs(module: AutoencoderModule, images: Float[Tensor, "b 3 h w"], path: Path) -> None:
     """Rows of pictures, each above the row of its reconstructions."""
     images = images.to(module.device)
-    images = images[: len(images) // columns * columns or len(images)]
     restored = module.trained.decode(module.trained.encode(images).mean)
-    columns = math.gcd(columns, len(images))
+    columns = math.gcd(16, len(images))
     grid = rearrange([images, restored], "two (r c) d h w -> (r two h) (c w) d", c=columns)
     Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)

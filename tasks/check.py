@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
-from tasks.instantiate import build, check_targets
+from tasks.instantiate import build, check_targets, objects
 from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
 TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders backbone clock path parametrization time_sampler objective conditioner "
-    "aligners optimizer scheduler sampler guidance metric method trainer callbacks logger name run_name run_dir resume "
-    "seed steps compile ema reference".split()
+    "aligners optimizer sampler guidance metric method trainer callbacks logger name run_name run_dir resume "
+    "seed steps compile ema align reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -70,31 +70,18 @@ def check_composition(cfg: DictConfig) -> None:
     if missing:
         raise UserError(f"{missing[0]}: has no value yet; set {missing[0]}=...")
     check_targets(cfg)
-    for key, node in objects(cfg):
+    for key, node in objects(OmegaConf.to_container(cfg, resolve=False)):
         _check_arguments(key, node)
     check_root(cfg)
     check_taps(cfg)
 
 
-def objects(node: Any, key: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a ``_target_``, with its place; interpolated copies are visited at their own place only."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield key, node
-        for name in node:
-            if not node._is_interpolation(name):
-                yield from objects(node._get_node(name), f"{key}.{name}" if key else str(name))
-    elif isinstance(node, ListConfig):
-        for index, item in enumerate(node._iter_ex(resolve=False)):
-            yield from objects(item, f"{key}[{index}]")
-
-
-def _check_arguments(key: str, node: DictConfig) -> None:
-    names = arguments_of(node._target_, f"{key}._target_")
+def _check_arguments(key: str, node: Mapping[str, Any]) -> None:
+    names = arguments_of(node["_target_"], f"{key}._target_")
     for name in node if names is not None else ():
         if str(name).startswith("_") or name in names:
             continue
-        owner = str(node._target_).rpartition(".")[2]
+        owner = str(node["_target_"]).rpartition(".")[2]
         raise UserError(
             f"{key}.{name}: {owner} has no such option.{nearest(str(name), names)} Valid: {', '.join(names)}."
         )

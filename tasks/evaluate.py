@@ -15,14 +15,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from callbacks.pictures import generate
+from datamodules.progress import progress
 from repalign.errors import UserError
 from repalign.metrics.features import to_uint8
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics
 from tasks.instantiate import build
-from tasks.pictures_in import fingerprint_of, read_pictures
+from tasks.pictures_in import count_pictures, fingerprint_of, read_pictures
 from tasks.record import commit_of, hardware
-from tasks.sample import device, progress, restored, settings, wanted_labels
+from tasks.sample import device, restored, settings, wanted_labels
 
 
 def run(cfg: DictConfig) -> None:
@@ -41,6 +42,7 @@ def run(cfg: DictConfig) -> None:
         samples = Path(task.samples)
         data = build(cfg.data, "data") if task.reference is None else None
         pictures = read_pictures(samples, task.batch_size, "task.samples")
+        total = count_pictures(samples, "task.samples")
         target = (samples if samples.is_dir() else samples.parent) / "evaluation.json"
         notes: dict[str, Any] = {"samples": str(samples), "settings": _settings_beside(target.parent)}
     else:
@@ -49,11 +51,12 @@ def run(cfg: DictConfig) -> None:
         labels = wanted_labels(cfg, assembly)
         drawn = generate(generator, labels, task.seed, task.batch_size, device())
         pictures = (to_uint8(images, task.rounding).float() / 255 for images in drawn)
+        total = len(labels)
         target = Path(cfg.run_dir) / "evaluation.json"
         notes = {"samples": "drawn for this evaluation", "settings": settings(cfg, checkpoint)}
     reference = Path(task.reference) if task.reference is not None else None
     set_reference(metrics, reference, data, cache, task.batch_size)
-    result = {**evaluate(pictures, metrics), **notes}
+    result = {**evaluate(_with_progress(pictures, total), metrics), **notes}
     write_evaluation(result, target)
     for name, value in result["metrics"].items():
         print(f"{name:>16} {value:.6g}", flush=True)
@@ -104,7 +107,7 @@ def evaluate(samples: Iterable[Float[Tensor, "b 3 h w"]], metrics: FeatureMetric
     """
     metrics.reset()
     began = time.perf_counter()
-    for images in _with_progress(samples):
+    for images in samples:
         metrics.update(images)
     values, count, reference = metrics.compute(), metrics.count, metrics.reference
     metrics.reset()
@@ -137,9 +140,8 @@ def _settings_beside(folder: Path) -> Any:
     return None
 
 
-def _with_progress(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    with progress() as bar:
-        line = bar.add_task("scoring", total=None)
+def _with_progress(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
+    with progress("scoring", total) as advance:
         for images in batches:
             yield images
-            bar.advance(line, len(images))
+            advance(len(images))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, OmegaConf
 
 from repalign.errors import UserError
 
@@ -24,25 +25,30 @@ ALLOWED = (
 )
 
 
-def check_targets(node: Any, key: str = "") -> None:
-    """Refuse any ``_target_`` outside the allow-list, anywhere below the node.
+def check_targets(cfg: DictConfig) -> None:
+    """Refuse any ``_target_`` outside the allow-list, anywhere in a configuration; an interpolated one too.
 
     Raises:
         UserError: naming the key, the target and the allowed beginnings.
     """
-    if isinstance(node, DictConfig):
-        for name in node:
-            value = node._get_node(name)
-            if name == "_target_" and not str(node[name]).startswith(ALLOWED):
-                raise UserError(
-                    f"{key}._target_: '{node[name]}' may not be built from a configuration; allowed: "
-                    + ", ".join(f"{prefix}*" for prefix in ALLOWED)
-                )
-            if not node._is_missing(name) and not node._is_interpolation(name):
-                check_targets(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, ListConfig):
-        for index, item in enumerate(node._iter_ex(resolve=False)):
-            check_targets(item, f"{key}[{index}]")
+    for key, node in objects(OmegaConf.to_container(cfg, resolve=False)):
+        if not str(node["_target_"]).startswith(ALLOWED):
+            raise UserError(
+                f"{key}._target_: '{node['_target_']}' may not be built from a configuration; allowed: "
+                + ", ".join(f"{prefix}*" for prefix in ALLOWED)
+            )
+
+
+def objects(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a ``_target_`` in plain containers, with its place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from objects(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from objects(item, f"{key}[{index}]")
 
 
 def build(node: Any, key: str) -> Any:

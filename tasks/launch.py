@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
@@ -144,7 +144,7 @@ def flat_keys(cfg: DictConfig, prefix: str = "") -> list[str]:
         keys.append(full)
         node = cfg._get_node(name)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            if not node._is_interpolation():
+            if not OmegaConf.is_interpolation(cfg, name):
                 keys += flat_keys(node, full + ".")
     return keys
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -37,6 +39,14 @@ def read_pictures(path: Path, batch_size: int, key: str) -> Iterator[Float[Tenso
         yield from _from_npz(path, batch_size, key)
     else:
         raise UserError(f"{key}: no folder and no .npz file at '{path}'")
+
+
+def count_pictures(path: Path, key: str) -> int:
+    """How many pictures :func:`read_pictures` will give."""
+    if path.is_dir():
+        return len(picture_files(path))
+    with _opened(path, key) as (_, shape):
+        return shape[0]
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -71,19 +81,26 @@ def _from_folder(folder: Path, batch_size: int, key: str) -> Iterator[Tensor]:
         yield _to_float(torch.stack(batch))
 
 
-def _from_npz(path: Path, batch_size: int, key: str) -> Iterator[Tensor]:
+@contextmanager
+def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """The bytes of arr_0 after its header, and its shape."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
                 raise UserError(f"{key}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 [N, H, W, 3]")
-            for start in range(0, shape[0], batch_size):
-                rows = min(batch_size, shape[0] - start)
-                content = bytearray(file.read(rows * shape[1] * shape[2] * 3))
-                yield _to_float(torch.frombuffer(content, dtype=torch.uint8).reshape(rows, *shape[1:]))
-    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError) as error:
+            yield file, shape
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"{key}: '{path}' cannot be read ({error}); expected arr_0 uint8 [N, H, W, 3]") from error
+
+
+def _from_npz(path: Path, batch_size: int, key: str) -> Iterator[Tensor]:
+    with _opened(path, key) as (file, shape):
+        for start in range(0, shape[0], batch_size):
+            rows = min(batch_size, shape[0] - start)
+            content = bytearray(file.read(rows * shape[1] * shape[2] * 3))
+            yield _to_float(torch.frombuffer(content, dtype=torch.uint8).reshape(rows, *shape[1:]))
 
 
 def _to_float(rows: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from callbacks.checkpoint import checkpoints_in
 from callbacks.pictures import class_indices, draw_labels, generate, grid_of, save_png
+from datamodules.progress import progress
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
 from repalign.training.generate import ImageGenerator
@@ -45,16 +44,15 @@ def run(cfg: DictConfig) -> None:
     serials = range(len(labels))[len(labels) * task.part // task.parts : len(labels) * (task.part + 1) // task.parts]
     own = labels[serials.start : serials.stop]
     output.mkdir(parents=True, exist_ok=True)
-    with progress() as bar:
-        line = bar.add_task("sampling", total=len(own))
-        done = 0
+    done = 0
+    with progress("sampling", len(own)) as advance:
         for images in generate(generator, own, task.seed, task.batch_size, device(), serials):
             pictures = to_uint8(images, task.rounding).cpu()
             part = slice(done, done + len(pictures))
             for writer in writers:
                 writer.add(serials[part], own[part], pictures)
             done += len(pictures)
-            bar.update(line, completed=done)
+            advance(len(pictures))
     for writer in writers:
         writer.close()
     (output / "settings.json").write_text(json.dumps(settings(cfg, checkpoint), indent=2) + "\n")
@@ -64,12 +62,6 @@ def run(cfg: DictConfig) -> None:
 def device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def progress() -> Progress:
-    """A progress bar, silent where no terminal is."""
-    console = Console()
-    return Progress(console=console, disable=not console.is_terminal)
 
 
 def restored(cfg: DictConfig) -> tuple[Assembly, ImageGenerator, Path]:
@@ -113,16 +105,17 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Int[Tensor, " n"]:
     if task.num_samples < 1:
         raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
     chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
-    drawn = draw_labels(task.labels, task.num_samples, task.seed, len(chosen), "task.labels")
-    return torch.tensor(list(chosen))[drawn]
+    return draw_labels(task.labels, task.num_samples, task.seed, chosen, assembly.data.source.labels, "task.labels")
 
 
 def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     """What the pictures depend on, for the file beside them."""
     wanted = ["ema", "num_samples", "classes", "labels", "seed", "rounding"]
-    task = OmegaConf.to_container(OmegaConf.masked_copy(cfg.task, wanted), resolve=True)
-    parts = OmegaConf.to_container(OmegaConf.masked_copy(cfg, ["sampler", "guidance"]), resolve=True)
-    return {"recipe": cfg.name, "checkpoint": str(checkpoint), **task, **parts}  # type: ignore[dict-item]
+    # Resolved in place: a copied node would look for ${...} in itself.
+    task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
+    assert isinstance(task, dict)
+    chosen = {key: task[key] for key in wanted}
+    return {"recipe": cfg.name, "checkpoint": str(checkpoint), **chosen, "sampler": sampler, "guidance": guidance}
 
 
 class Writer(Protocol):

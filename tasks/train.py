@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -25,6 +27,7 @@ def run(cfg: DictConfig) -> None:
         UserError: one line for whatever the person can mend.
     """
     started = time.time()
+    _quiet()
     run_dir = Path(cfg.run_dir)
     checkpoint = find_checkpoint(cfg.resume, run_dir)
     show_config(cfg)
@@ -34,7 +37,7 @@ def run(cfg: DictConfig) -> None:
     record = RunRecord(run_dir, started, resumed_from=checkpoint)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
-    trainer: pl.Trainer = build(OmegaConf.merge(cfg.trainer, {"_partial_": True}), "trainer")(
+    trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
         plugins=[AtomicCheckpointIO()],
@@ -48,6 +51,16 @@ def run(cfg: DictConfig) -> None:
         print(f"resuming from {checkpoint}", flush=True)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
     trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says of things that are meant so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*module\(s\) in eval mode at the start of training",  # the average and the frozen parts
+        r".*LeafSpec.* is deprecated",  # inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def find_checkpoint(resume: str, run_dir: Path) -> Path | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.posterior import from_log_variance
-from repalign.autoencoders.weights import fingerprint_of
+from repalign.autoencoders.weights import fingerprint_of, write_weights
 from repalign.protocols import LatentNorm
 from repalign.state import Gaussian, State
 
@@ -22,11 +26,20 @@ class KLAutoencoder(nn.Module, ABC):
         channels: C of the latent.
         downsampling: image side / latent side.
         norm: between raw and normalised latents.
+        sizes: the options that a file of these weights asks for.
+        provenance: what the loaded file says of its origin; empty for random weights and foreign files.
     """
 
     channels: int
     downsampling: int
     norm: LatentNorm
+    sizes: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = {}
+        self.provenance = {}
 
     @abstractmethod
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
@@ -44,6 +57,17 @@ class KLAutoencoder(nn.Module, ABC):
         """Raw latents -> pictures, clamped to [0, 1]."""
         assert isinstance(raw, Tensor), "a KL autoencoder decodes one stream"
         return ((self.decode_unclamped(raw) + 1) / 2).clamp(0, 1)
+
+    def save(self, path: str | Path, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+        """Write the weights, with sizes and provenance in the file's metadata.
+
+        Args:
+            path: .safetensors.
+            provenance: plain values; ``latent_mean`` and ``latent_std`` (C numbers each) become the norm of a
+                :class:`repalign.autoencoders.small_kl.SmallKLAutoencoder` that loads the file.
+            dtype: of the stored tensors; float16 halves the file.
+        """
+        write_weights(self, path, {"autoencoder": {"class": type(self).__name__, **self.sizes}, **provenance}, dtype)
 
     @property
     def fingerprint(self) -> str:

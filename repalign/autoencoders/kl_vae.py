@@ -56,13 +56,23 @@ class SDAutoencoder(KLAutoencoder):
         inner = channels if z_channels is None else z_channels
         self.channels = channels
         self.downsampling = 2 ** (len(widths) - 1)
+        self.sizes = {
+            "channels": channels,
+            "widths": list(widths),
+            "depth": depth,
+            "groups": groups,
+            "attention_levels": list(attention_levels),
+            "quant": quant,
+            "z_channels": inner,
+        }
         self.encoder = KLEncoder(2 * inner, widths, depth, groups, attention_levels)
         self.decoder = KLDecoder(inner, widths, depth, groups, attention_levels)
         self.quant_conv = nn.Conv2d(2 * inner, 2 * channels, 1) if quant else nn.Identity()
         self.post_quant_conv = nn.Conv2d(channels, inner, 1) if quant else nn.Identity()
         self.norm = norm
         if weights != "random":
-            load_exactly(self, to_house(read_weights(weights)[0]), weights)
+            tensors, self.provenance = read_weights(weights)
+            load_exactly(self, to_house(tensors), weights)
 
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
         return self.quant_conv(self.encoder(signed))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.latent_norm import ScaleShift, Statistics
-from repalign.autoencoders.weights import load_exactly, read_weights, write_weights
+from repalign.autoencoders.weights import load_exactly, read_weights
 from repalign.errors import UserError
 from repalign.protocols import LatentNorm
 
@@ -67,12 +66,11 @@ class SmallKLAutoencoder(KLAutoencoder):
             raise UserError(f"autoencoder.width: expected a multiple of 16, found {width}")
         self.channels = channels
         self.downsampling = downsampling
-        self.width = width
+        self.sizes = {"channels": channels, "downsampling": downsampling, "width": width}
         halvings = downsampling.bit_length() - 3  # beyond the quarter of the side
         widths = [width * 2**level for level in range(halvings + 1)]
         self.encoder = _encoder(widths, channels)
         self.decoder = _decoder([3 * w // 2 for w in reversed(widths)] + [width // 2], channels)
-        self.provenance: dict[str, object] = {}
         if weights != "random":
             tensors, self.provenance = read_weights(weights)
             load_exactly(self, tensors, weights)
@@ -83,18 +81,6 @@ class SmallKLAutoencoder(KLAutoencoder):
 
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(raw)
-
-    def save(self, path: str | Path, provenance: dict[str, object], dtype: torch.dtype = torch.float16) -> None:
-        """Write the weights with their sizes and provenance in the file's metadata.
-
-        Args:
-            path: .safetensors.
-            provenance: plain values; ``latent_mean`` and ``latent_std`` (C numbers each) become the norm of whoever
-                loads the file.
-            dtype: of the stored tensors.
-        """
-        sizes = {"channels": self.channels, "downsampling": self.downsampling, "width": self.width}
-        write_weights(self, path, {"autoencoder": {"class": type(self).__name__, **sizes}, **provenance}, dtype)
 
     def _stored_norm(self) -> LatentNorm:
         mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")

@@ -23,8 +23,6 @@ from repalign.state import Coefficients, PathSample, State
 class Quantity(Parametrization, Protocol):
     """A parametrization that also reads its own quantity off another's prediction (to measure an error in it)."""
 
-    divides: bool
-
     def read(self, source: Parametrization, pred: State, x_t: State, c: Coefficients) -> State: ...
 
 

@@ -38,7 +38,7 @@ def test_every_recipe_has_a_tiny_twin(recipe, debug):
 
 
 def test_the_surface_of_the_configuration_is_frozen():
-    assert set(compose(["experiment=repa_sit_xl"])) == TOP_LEVEL - {"scheduler"}
+    assert set(compose(["experiment=repa_sit_xl"])) == TOP_LEVEL
 
 
 @pytest.mark.parametrize("group", [g for g in GROUPS if g not in ("experiment", "debug", "paths", "task")])

@@ -1,4 +1,4 @@
-"""``python -m tests.golden [FOLDER] [--json FILE]``: run golden cases and say how far we are from the official codes."""
+"""``python -m tests.golden [FOLDER] [--json FILE]``: compare golden cases with the official numbers."""
 
 from __future__ import annotations
 

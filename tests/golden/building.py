@@ -47,6 +47,7 @@ NETWORK_KEYS = (
     "num_classes",
     "learn_sigma",
     "qk_norm",
+    "class_dropout_prob",  # of training alone; the null row of the embedding is always there
 )
 
 
@@ -109,7 +110,7 @@ class RecordedRandom:
 
 
 def recorded_noise(noise: Tensor, batch: int) -> RecordedRandom:
-    """The noise of a sampler, [steps, batch or more, ...]; the rows beyond the batch are an official doubled batch's."""
+    """The noise of a sampler, [steps, batch or more, ...]; rows beyond the batch are those of a doubled batch."""
     return RecordedRandom(batch, {}, {"noise": noise})
 
 

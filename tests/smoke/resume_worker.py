@@ -50,7 +50,6 @@ def train(runs: Path, name: str, workers: int, kill_at: int | None) -> int:
         "callbacks.checkpoint.every=7",
         "ema.decay=0.9",
         "~callbacks.sample_grid",
-        "~callbacks.evaluate",
         "logger=csv",
     ]
     if kill_at is not None:

@@ -37,7 +37,7 @@ from tests.golden.building import (
 )
 from tests.golden.runner import Case, kind, only_keys
 
-PROJECTOR_KEYS = ("encoder_depth", "z_dims", "projector_dim", "decoder_hidden_size", "class_dropout_prob")
+PROJECTOR_KEYS = ("encoder_depth", "z_dims", "projector_dim")
 TIMES: Mapping[tuple[str, str], type[TimeSampler]] = {
     ("uniform", "linear"): Uniform,
     ("uniform", "cosine"): Uniform,

@@ -1,0 +1,279 @@
+"""The data module that every set of pictures shares."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from datamodules.cache import Compute, as_float, ensure_cached
+from datamodules.dataset import SerialDataset, whole_batch
+from datamodules.sampler import SerialBatchSampler
+from datamodules.source import PictureSource
+from datamodules.store import ArrayStore, Verify
+from repalign.errors import UserError, unknown_choice
+from repalign.protocols import Autoencoder, Encoder
+
+STALLED_AFTER = 120.0  # seconds without a batch from the workers before training stops with an error
+VERIFY = ("hash", "size")
+FEATURE_DTYPES = ("float16", "float32")
+
+
+class ImageDataModule(pl.LightningDataModule, ABC):
+    """An endless, counted stream of training batches, and all pictures for metrics.
+
+    The sample with serial number s = step * batch_size + position is the same for every number of ranks, workers and
+    micro-batches, so a run that resumes with :meth:`set_start` repeats the uninterrupted one.
+
+    Args:
+        image_size: side of the square pictures.
+        batch_size: samples of one optimizer step over all ranks and micro-batches.
+        accumulate: micro-batches per optimizer step.
+        num_workers: reading processes; 0 is the fastest for everything that lies in a store.
+        seed: of order and mirroring.
+        horizontal_flip: mirror pictures at random; caches then hold both views.
+        cache_root: folder of the stores that the project makes.
+        cache_latents: read latents from a store instead of running the autoencoder; off when it is being trained.
+        cache_features: read encoder features from a store instead of running the encoders.
+        feature_dtype: of stored features, 'float16' or 'float32'; latents are stored in float32.
+        keep_images: batches carry pictures even when everything is cached (for losses in pixel space).
+        verify: check stores once per run by 'hash', or by 'size' alone.
+
+    Raises:
+        UserError: for a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        batch_size: int,
+        accumulate: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        horizontal_flip: bool = False,
+        cache_root: str | Path = "cache",
+        cache_latents: bool = True,
+        cache_features: bool = True,
+        feature_dtype: str = "float16",
+        keep_images: bool = False,
+        verify: Verify = "hash",
+    ) -> None:
+        super().__init__()
+        for key, value, least in (
+            ("image_size", image_size, 1),
+            ("batch_size", batch_size, 1),
+            ("accumulate", accumulate, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise UserError(f"data.{key}: expected {least} or more, found {value}")
+        if verify not in VERIFY:
+            raise unknown_choice("data.verify", verify, VERIFY)
+        if feature_dtype not in FEATURE_DTYPES:
+            raise unknown_choice("data.feature_dtype", feature_dtype, FEATURE_DTYPES)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.num_workers = num_workers
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+        self.cache_root = Path(cache_root).expanduser()
+        self.cache_latents = cache_latents
+        self.cache_features = cache_features
+        self.feature_dtype = feature_dtype
+        self.keep_images = keep_images
+        self.verify: Verify = verify
+        self.start = 0
+        self.stores: dict[str, ArrayStore] = {}
+
+    @abstractmethod
+    def make_source(self) -> PictureSource:
+        """Open or make the pictures; called once, when they are first needed."""
+
+    @cached_property
+    def source(self) -> PictureSource:
+        """The pictures."""
+        return self.make_source()
+
+    @cached_property
+    def dataset(self) -> SerialDataset:
+        """Batches for keys (serial number, index); ``len(data.dataset)`` is the number of pictures."""
+        return SerialDataset(self.source, self.seed, self.horizontal_flip)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One name per label."""
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.source.class_names)
+
+    @property
+    def captions(self) -> Sequence[str] | None:
+        """One text per picture, or None."""
+        return self.source.captions
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for pictures, order and size."""
+        return self.source.fingerprint
+
+    @property
+    def attribution(self) -> str | None:
+        """The licence line that must go with the pictures, or None."""
+        return self.source.attribution
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the pictures now rather than at the first batch."""
+        len(self.dataset)
+
+    def set_start(self, step: int) -> None:
+        """Let the stream begin at this optimizer step."""
+        self.start = step
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The stream of this rank; it has no length and no end."""
+        trainer = self.trainer
+        sampler = SerialBatchSampler(
+            len(self.dataset),
+            self.batch_size,
+            rank=0 if trainer is None else trainer.global_rank,
+            world=1 if trainer is None else trainer.world_size,
+            accumulate=self.accumulate,
+            seed=self.seed,
+            start=self.start,
+        )
+        # Lightning advises workers; for memory-mapped stores they cost more than they bring.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        return DataLoader(
+            self.dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=whole_batch,
+            pin_memory=torch.cuda.is_available(),
+            timeout=STALLED_AFTER if self.num_workers else 0,
+            # The loader draws a seed for its workers: from here, so that the global generator stays as it was.
+            generator=torch.Generator(),
+        )
+
+    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures by index, never mirrored."""
+        return torch.from_numpy(self.source.load(list(indices))[0])
+
+    def reference_images(self, batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+        """All pictures in order, in [0, 1]: what generated ones are compared with."""
+        for first in range(0, len(self.source), batch_size):
+            indices = range(first, min(first + batch_size, len(self.source)))
+            yield as_float(self.source.load(list(indices))[0])
+
+    def attach_cache(
+        self,
+        autoencoder: Autoencoder | None = None,
+        encoders: Mapping[str, Encoder] | None = None,
+        device: torch.device | str = "cpu",
+        compute_batch: int = 32,
+    ) -> None:
+        """Make batches carry what frozen networks say of the pictures, computing it first where it is not stored.
+
+        Latents come as ``moments_mean`` and ``moments_std``, features as ``features/<name>`` [B, prefix + N, D]. What
+        the options ``cache_latents`` and ``cache_features`` exclude stays to be computed by the module; pictures are
+        left out of the batches when nobody needs them.
+
+        Args:
+            autoencoder: whose ``encode`` gives the moments; None when latents are not wanted.
+            encoders: by name.
+            device: where the networks run for this; they return to where they were.
+            compute_batch: pictures per call.
+
+        Raises:
+            UserError: when a network has no ``fingerprint``, or gives values that cannot be stored.
+        """
+        wanted: dict[str, tuple[Any, Compute, str]] = {}
+        if autoencoder is not None and self.cache_latents:
+            wanted["latents"] = (autoencoder, partial(_moments, autoencoder, device), "float32")
+        for name, encoder in (encoders or {}).items() if self.cache_features else ():
+            compute = partial(_features, name, encoder, device)
+            wanted[f"features_{name}"] = (encoder, compute, self.feature_dtype)
+        self.stores = {}
+        for name, (network, compute, dtype) in wanted.items():
+            with _placed(network, device):
+                self.stores[name] = self.store_for(name, _fingerprint(name, network), compute, dtype, compute_batch)
+        networks = {"latents", *(f"features_{name}" for name in encoders or {})}
+        self.dataset.stores = tuple(self.stores.values())
+        # Without an autoencoder here, somebody else turns the pictures into latents (or trains the one that does).
+        self.dataset.with_images = self.keep_images or not networks <= self.stores.keys()
+        if self.dataset.with_images and not self.source.has_images:
+            raise UserError(
+                f"data: {self.source.fingerprint} has no pictures, only {', '.join(sorted(self.stores)) or 'labels'}; "
+                "set data.cache_latents=true, data.cache_features=true, data.keep_images=false"
+            )
+
+    def store_for(self, name: str, fingerprint: str, compute: Compute, dtype: str, batch: int) -> ArrayStore:
+        """The store of a network's outputs over all pictures, made when it is not there."""
+        return ensure_cached(
+            self.source,
+            name,
+            fingerprint,
+            compute,
+            root=self.cache_root,
+            dtype=dtype,
+            both_views=self.horizontal_flip,
+            batch_size=batch,
+            verify=self.verify,
+        )
+
+
+def _fingerprint(name: str, network: Any) -> str:
+    found = getattr(network, "fingerprint", None)
+    if not found:
+        option = "cache_latents" if name == "latents" else "cache_features"
+        raise UserError(
+            f"data.{option}: {type(network).__name__} has no fingerprint, so what it computes cannot be found again; "
+            f"set data.{option}=false"
+        )
+    return str(found)
+
+
+def _moments(autoencoder: Autoencoder, device: torch.device | str, images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        posterior = autoencoder.encode(images.to(device))
+    if not isinstance(posterior.mean, Tensor):
+        raise UserError("data.cache_latents: latents of several streams are not stored; set data.cache_latents=false")
+    moments = {"moments_mean": posterior.mean}
+    return moments if posterior.std is None else {**moments, "moments_std": posterior.std}
+
+
+def _features(name: str, encoder: Encoder, device: torch.device | str, images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return {f"features/{name}": encoder(images.to(device)).data}
+
+
+@contextmanager
+def _placed(network: Any, device: torch.device | str) -> Iterator[None]:
+    """A network on the device and in evaluation mode; afterwards where and how it was."""
+    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    if first is None:
+        yield
+        return
+    modes = {part: part.training for part in network.modules()}
+    origin = first.device
+    network.to(device).eval()
+    try:
+        yield
+    finally:
+        network.to(origin)
+        for part, mode in modes.items():
+            part.training = mode

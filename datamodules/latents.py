@@ -1,0 +1,201 @@
+"""Training from stored latents and features alone, where the pictures are not at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.base import ImageDataModule
+from datamodules.cache import Compute
+from datamodules.store import MANIFEST, ArrayStore, DamagedStore, Manifest, Verify, damages
+from repalign.errors import UserError, unknown_choice
+
+ON_CORRUPT = ("stop", "skip")
+
+
+class LatentFolder:
+    """A folder of stores that ``task=precompute`` wrote for one set of pictures: ``cache/<pictures>``.
+
+    Which store belongs to which network is in the manifests, so the folder may be copied and renamed.
+
+    Args:
+        root: the folder.
+        image_size: of the pictures that the stores were made from.
+        on_corrupt: 'stop' raises at a damaged shard; 'skip' says which rows are lost and reads the next intact row in
+            their place, the same one on every rank and in every run.
+        verify: 'hash' or 'size'.
+
+    Raises:
+        UserError: when the folder is missing, holds no store, or stores of different pictures or sizes.
+        DamagedStore: when a store is torn, not complete, or damaged with ``on_corrupt='stop'``.
+    """
+
+    captions = None
+    has_images = False
+
+    def __init__(
+        self, root: str | Path | None, image_size: int, on_corrupt: str = "stop", verify: Verify = "hash"
+    ) -> None:
+        mend = "set data.root=FOLDER (data=latents also reads the environment variable REPALIGN_LATENTS)"
+        if root is None:
+            raise UserError(f"data.root: has no value; {mend}")
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"data.root: no folder '{root}'; {mend}")
+        if on_corrupt not in ON_CORRUPT:
+            raise unknown_choice("data.on_corrupt", on_corrupt, ON_CORRUPT)
+        self.on_corrupt = on_corrupt
+        # Ranks must agree on what is skipped, so then each of them looks at the content itself.
+        self._verify: Verify = verify if on_corrupt == "skip" or not rank_zero_only.rank else "size"
+        manifests = {path.parent.name: Manifest.load(path.parent) for path in sorted(self.root.glob(f"*/{MANIFEST}"))}
+        # A store of rendered pictures may lie beside; it names no network.
+        self.manifests = {folder: m for folder, m in manifests.items() if "fingerprint" in m.info}
+        if not self.manifests:
+            raise UserError(f"data.root: no stored latents in '{root}'; task=precompute writes them, {mend}")
+        first = next(iter(self.manifests.values())).info
+        for folder, manifest in self.manifests.items():
+            for key in ("source", "pictures", "image_size"):
+                if manifest.info[key] != first[key]:
+                    raise UserError(
+                        f"data.root: '{self.root / folder}' has {key} {manifest.info[key]}, the stores before it "
+                        f"{first[key]}; keep one set of pictures per folder"
+                    )
+        if first["image_size"] != image_size:
+            raise UserError(
+                f"data.image_size: found {image_size}, but '{root}' was made from pictures of {first['image_size']} px"
+            )
+        self.image_size = image_size
+        self.class_names: Sequence[str] = first["class_names"]
+        self.fingerprint: str = first["source"]
+        self.attribution: str | None = first["attribution"]
+        self._lost = np.zeros(first["pictures"], dtype=bool)
+        self._opened: dict[str, ArrayStore] = {}
+        labelled = self.open(next(iter(self.manifests)))
+        self.labels = labelled.gather("label", self.redirect)
+
+    def __len__(self) -> int:
+        return len(self._lost)
+
+    @property
+    def redirect(self) -> np.ndarray:
+        """Index -> the next index whose rows are intact in every store opened so far, int64 [N].
+
+        Raises:
+            DamagedStore: when no row is intact.
+        """
+        intact = np.flatnonzero(~self._lost)
+        if not len(intact):
+            raise DamagedStore(f"data.root: no intact row in '{self.root}'; copy it again")
+        return intact[np.searchsorted(intact, np.arange(len(self))) % len(intact)]
+
+    def find(self, name: str, fingerprint: str, views: int) -> ArrayStore:
+        """The store of a network's outputs.
+
+        Args:
+            name: 'latents' or 'features_<encoder>'.
+            fingerprint: of the network.
+            views: 2 when mirrored pictures are needed.
+
+        Raises:
+            UserError: when the folder has none; the line says what it has.
+        """
+        same = {folder: m for folder, m in self.manifests.items() if m.info["name"] == name}
+        if not same:
+            found = ", ".join(sorted({m.info["name"] for m in self.manifests.values()}))
+            raise UserError(
+                f"data.root: '{self.root}' has no {name}, only {found}; run task=precompute with this encoder where "
+                "the pictures are"
+            )
+        made = {folder: m for folder, m in same.items() if m.info["fingerprint"] == fingerprint}
+        if not made:
+            others = ", ".join(m.info["fingerprint"] for m in same.values())
+            raise UserError(
+                f"data.root: the {name} in '{self.root}' are of another network: found {others}, expected {fingerprint}"
+            )
+        enough = [folder for folder, m in made.items() if m.info["views"] >= views]
+        if not enough:
+            raise UserError(
+                f"data.horizontal_flip: '{self.root / next(iter(made))}' has no mirrored pictures; set "
+                "data.horizontal_flip=false, or run task=precompute with data.horizontal_flip=true"
+            )
+        return self.open(enough[0])
+
+    def open(self, folder: str) -> ArrayStore:
+        """A store, checked; damaged rows are noted when they are to be skipped."""
+        if folder not in self._opened:
+            manifest = self.manifests[folder]
+            store = ArrayStore(self.root / folder, manifest)
+            wrong = damages(store.folder, manifest, self._verify)
+            for shard in range(manifest.shards):
+                for line in (wrong[file] for file in manifest.files_of(shard).values() if file in wrong):
+                    self._lose(manifest.rows_of(shard), line)
+            self._opened[folder] = store
+        return self._opened[folder]
+
+    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """There are no pictures here.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"data: pictures are needed, but '{self.root}' holds latents and features alone; use the data set that "
+            "they were made from, or reference statistics from a file"
+        )
+
+    def _lose(self, rows: range, line: str) -> None:
+        text = f"data.root: {line} (rows {rows.start} to {rows.stop - 1})"
+        if self.on_corrupt == "stop":
+            raise DamagedStore(f"{text}; copy the file again, or set data.on_corrupt=skip to go on without these rows")
+        self._lost[np.arange(rows.start, rows.stop) % len(self)] = True
+        if not rank_zero_only.rank:
+            print(f"{text}: skipped, {int(self._lost.sum())} of {len(self)} pictures lost", flush=True)
+
+
+class LatentDataModule(ImageDataModule):
+    """Batches of :class:`LatentFolder`: no pictures, only what ``task=precompute`` stored.
+
+    Args:
+        root, on_corrupt: see :class:`LatentFolder`.
+        image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, verify: see
+            :class:`datamodules.base.ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None,
+        image_size: int,
+        batch_size: int,
+        on_corrupt: str = "stop",
+        accumulate: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        horizontal_flip: bool = False,
+        verify: Verify = "hash",
+    ) -> None:
+        super().__init__(
+            image_size=image_size,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            num_workers=num_workers,
+            seed=seed,
+            horizontal_flip=horizontal_flip,
+            verify=verify,
+        )
+        self.root = root
+        self.on_corrupt = on_corrupt
+
+    def make_source(self) -> LatentFolder:
+        """Read the manifests."""
+        return LatentFolder(self.root, self.image_size, self.on_corrupt, self.verify)
+
+    def store_for(self, name: str, fingerprint: str, compute: Compute, dtype: str, batch: int) -> ArrayStore:
+        """The store of a network's outputs; nothing can be computed here."""
+        assert isinstance(self.source, LatentFolder)
+        store = self.source.find(name, fingerprint, 2 if self.horizontal_flip else 1)
+        self.dataset.redirect = self.source.redirect
+        return store

@@ -1,0 +1,66 @@
+"""task=report: one HTML file that shows a run, or compares the runs below a folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import DictConfig
+
+from repalign.errors import UserError
+from tasks.report_data import is_run, read_run
+from tasks.report_pages import run_page, sweep_page
+from tasks.report_sweep import runs_below
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def run(cfg: DictConfig) -> None:
+    """Write the report of ``task.folder``.
+
+    Raises:
+        UserError: when there is no run in the folder.
+    """
+    output = None if cfg.task.output is None else Path(cfg.task.output)
+    print(f"wrote {write_report(Path(cfg.task.folder), output)}", flush=True)
+
+
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write a self-contained page: styles, curves and pictures inside, no script, no network.
+
+    Args:
+        folder: a run folder, or a folder with run folders below it.
+        output: the file; ``report.html`` in the folder when None.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: when the folder is missing or holds no run.
+    """
+    if not folder.is_dir():
+        raise UserError(f"task.folder: no folder '{folder}'; give a run folder or a folder of run folders")
+    if is_run(folder):
+        page = render("run.html", run_page(read_run(folder)))
+    else:
+        runs = runs_below(folder)
+        if not runs:
+            raise UserError(f"task.folder: no run below '{folder}' (looked for metrics.csv, config.yaml, run.json)")
+        page = render("sweep.html", sweep_page(runs, folder))
+    target = output or folder / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.incomplete")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, target)
+    return target
+
+
+def render(template: str, values: dict[str, Any]) -> str:
+    """Fill a template; everything that comes from a run is escaped."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return environment.get_template(template).render(**values, style=style, written=written)

@@ -1,0 +1,89 @@
+"""Runs of a sweep, grouped into variants that differ by their overrides and not by their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.report_data import RunFolder, Series, is_run, read_run
+
+# Overrides that name a run and do not change what is trained.
+_NAMES = ("seed", "run_name", "name", "run_dir", "resume")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    runs: list[RunFolder]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A score over the seeds of a variant at their last steps."""
+
+    mean: float
+    std: float | None
+    count: int
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """A score over the seeds of a variant at the steps that all of them have."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray | None
+
+
+def runs_below(folder: Path) -> list[RunFolder]:
+    """Every run folder below a folder, in the order of names; run folders inside run folders are not looked for."""
+    found: list[RunFolder] = []
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        found += [read_run(path)] if is_run(path) else runs_below(path)
+    return found
+
+
+def variants_of(runs: Sequence[RunFolder]) -> list[Variant]:
+    """Group by what differs between the command lines, seeds aside. A run without a command line stands alone."""
+    words = [_as_mapping(run.overrides) for run in runs]
+    keys = sorted({key for mapping in words for key in mapping})
+    differing = [key for key in keys if len({mapping.get(key) for mapping in words}) > 1]
+    grouped: dict[str, list[RunFolder]] = {}
+    for run, mapping in zip(runs, words, strict=True):
+        parts = [f"{key}={mapping[key]}" for key in differing if key in mapping]
+        label = " ".join(parts) or ("as composed" if run.overrides else run.path.name)
+        grouped.setdefault(label, []).append(run)
+    return [Variant(label, members) for label, members in grouped.items()]
+
+
+def _as_mapping(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = (word.partition("=") for word in overrides)
+    return {key.lstrip("+~"): value for key, _, value in pairs if key.lstrip("+~") not in _NAMES}
+
+
+def summary(variant: Variant, metric: str) -> Summary | None:
+    """Mean and standard deviation (divisor n - 1) of a score at the last step of each seed; None when none has it."""
+    series = [run.metrics[metric] for run in variant.runs if metric in run.metrics]
+    if not series:
+        return None
+    last = np.array([s.values[-1] for s in series])
+    steps = tuple(sorted({int(s.steps[-1]) for s in series}))
+    return Summary(float(last.mean()), float(last.std(ddof=1)) if len(last) > 1 else None, len(last), steps)
+
+
+def band(variant: Variant, metric: str) -> Band | None:
+    """Mean and deviation over the seeds at their common steps; None when there is no such step."""
+    series: list[Series] = [run.metrics[metric] for run in variant.runs if metric in run.metrics]
+    if not series:
+        return None
+    steps = sorted(set.intersection(*(set(s.steps.tolist()) for s in series)))
+    if not steps:
+        return None
+    rows = np.array([[s.values[np.searchsorted(s.steps, step)] for step in steps] for s in series])
+    return Band(np.array(steps), rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else None)

@@ -1,0 +1,102 @@
+"""The LightningModule that trains an autoencoder."""
+
+import copy
+from functools import partial
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lightning_modules.autoencoder import AutoencoderModule
+from repalign.autoencoders.pixels import Pixels
+from repalign.autoencoders.small_kl import SmallKLAutoencoder
+from repalign.errors import UserError
+from repalign.objectives.reconstruction import Reconstruction
+from repalign.training.schedule import WarmupCosine, warmup_cosine
+
+PICTURES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+class Data(pl.LightningDataModule):
+    """Eight pictures in batches of four."""
+
+    image_size, batch_size, fingerprint, attribution = 16, 4, "eight", "CC0"
+    dataset = PICTURES
+
+    def train_dataloader(self):
+        rows = [{"image": PICTURES[i], "serial": torch.tensor(i)} for i in range(8)]
+        return DataLoader(rows, batch_size=4)
+
+    def images(self, indices):
+        return PICTURES[list(indices)]
+
+    def reference_images(self, batch_size):
+        yield from (PICTURES.float() / 255).split(batch_size)
+
+
+def module(seed=0):
+    torch.manual_seed(0)
+    return AutoencoderModule(
+        autoencoder=SmallKLAutoencoder(weights="random", width=16),
+        objective=Reconstruction(),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2),
+        scheduler=partial(warmup_cosine, steps=12, warmup=2),
+        seed=seed,
+    )
+
+
+def fit(trained, folder, steps=12):
+    trained.run_dir = folder
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(trained, datamodule=Data())
+
+
+# Lightning's advice on things that are as they are on purpose.
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*log_every_n_steps.*",
+    "ignore:.*overridden `transfer_batch_to_device`.*",
+    "ignore:.*LeafSpec.*",
+)
+def test_trains_and_exports(tmp_path):
+    trained = module()
+    untrained = copy.deepcopy(trained.trained)
+    fit(trained, tmp_path)
+    assert trained.progress.step == 12
+    assert {"train/loss", "train/l1", "train/mse", "train/kl", "train/grad_norm"} <= trained.finished_terms.keys()
+
+    loaded = SmallKLAutoencoder(weights=tmp_path / "autoencoder.safetensors", width=16).eval()
+    images = PICTURES.float() / 255
+    before = (untrained.decode(untrained.encode(images).mean) - images).abs().mean()
+    after = (loaded.decode(loaded.encode(images).mean) - images).abs().mean()
+    assert after < before
+    assert after.item() == pytest.approx(loaded.provenance["l1"], abs=1e-3)
+    assert loaded.provenance["steps"] == 12 and loaded.provenance["licence"] == "CC0"
+    assert loaded.provenance["optimizer"] == {"class": "AdamW", "lr": 1e-2}
+    latent = loaded.norm.normalize(loaded.encode(images).mean)
+    assert latent.mean((0, 2, 3)).abs().max() < 1e-2
+    with Image.open(tmp_path / "reconstructions.png") as grid:
+        assert grid.size == (8 * 16, 2 * 16)
+
+
+def test_needs_weights_to_train():
+    with pytest.raises(UserError, match="AutoencoderModule: Pixels has no weights to train; set autoencoder=small_kl"):
+        AutoencoderModule(autoencoder=Pixels(), objective=Reconstruction(), optimizer=torch.optim.AdamW)
+
+
+def test_warmup_then_cosine():
+    factors = [WarmupCosine(steps=12, warmup=2, floor=0.1)(step) for step in range(13)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[7] == pytest.approx(0.55) and factors[12] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(factors[2:], factors[3:]))
+    assert WarmupCosine(steps=1, warmup=0)(0) == 1.0

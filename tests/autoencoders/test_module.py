@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from callbacks.reconstruction_grid import ReconstructionGrid
 from lightning_modules.autoencoder import AutoencoderModule
 from repalign.autoencoders.pixels import Pixels
 from repalign.autoencoders.small_kl import SmallKLAutoencoder
@@ -57,6 +58,7 @@ def fit(trained, folder, steps=12):
         enable_progress_bar=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,
+        callbacks=[ReconstructionGrid(every=8, columns=4, rows=2)],
     )
     trainer.fit(trained, datamodule=Data())
 
@@ -85,8 +87,8 @@ def test_trains_and_exports(tmp_path):
     assert loaded.provenance["optimizer"] == {"class": "AdamW", "lr": 1e-2}
     latent = loaded.norm.normalize(loaded.encode(images).mean)
     assert latent.mean((0, 2, 3)).abs().max() < 1e-2
-    with Image.open(tmp_path / "reconstructions.png") as grid:
-        assert grid.size == (8 * 16, 2 * 16)
+    with Image.open(tmp_path / "samples" / "step_000012_raw.png") as grid:
+        assert grid.size == (4 * 18 + 2, 4 * 18 + 2)
 
 
 def test_needs_weights_to_train():

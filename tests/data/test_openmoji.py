@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -143,18 +142,15 @@ def test_size_check_alone_misses_a_flipped_bit_but_not_a_short_file(
     assert "expected" in capsys.readouterr().out
 
 
-def test_two_processes_render_together(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from datamodules import openmoji\n"
-        "chosen = openmoji.catalogue()[::16]; openmoji.catalogue = lambda: chosen\n"
-        "s = openmoji.OpenMoji(16, Path(sys.argv[1])); print(len(s), int(s.load(range(len(s)))[0].sum()))"
-    )
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    last = [job.communicate(timeout=120)[0].splitlines()[-1] for job in jobs]
-    assert last[0] == last[1] and all(job.returncode == 0 for job in jobs)
+def test_two_at_once_render_once(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock belongs to the open file, so two threads stand for two processes."""
+    drawn = []
+    real = openmoji.render
+    monkeypatch.setattr(openmoji, "render", lambda path, size: drawn.append(path) or real(path, size))
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: OpenMoji(16, few), range(2))
+    assert len(drawn) == len(one)
+    assert (one.load(range(len(one)))[0] == two.load(range(len(two)))[0]).all()
 
 
 def test_a_finished_store_needs_no_write_access(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:

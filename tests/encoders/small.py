@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from repalign.encoders.cards import read_card
 from repalign.encoders.vit import ViTEncoder
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -22,7 +21,3 @@ def stirred(card: str, image_size: int = 32, **options) -> ViTEncoder:
     for parameter in encoder.network.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return encoder
-
-
-def final_norm(card: str) -> bool:
-    return read_card(card).final_norm

@@ -6,7 +6,7 @@ from repalign.encoders.cards import read_cards
 from repalign.errors import UserError
 from tests.encoders.small import small, stirred
 
-ONE_OF_EACH = sorted({card.family: card.name for card in read_cards().values()}.values())
+ONE_OF_EACH = sorted({card.family: card.name for card in reversed(read_cards().values())}.values())
 
 
 @pytest.mark.parametrize("card", ONE_OF_EACH)

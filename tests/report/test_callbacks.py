@@ -22,6 +22,7 @@ def fit(folder, callbacks, steps=5, done=0, loggers=(), accumulate=1):
     module, data = TinyModule(folder, done), TinyData()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode.*")
         trainer_with(callbacks, folder, steps, loggers, accumulate).fit(module, datamodule=data)
     return module, data

@@ -81,4 +81,5 @@ def trainer_with(callbacks, folder, steps, loggers=(), accumulate=1):
         enable_progress_bar=False,
         enable_model_summary=False,
         accumulate_grad_batches=accumulate,
+        log_every_n_steps=1,
     )

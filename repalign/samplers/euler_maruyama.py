@@ -37,7 +37,7 @@ class EulerMaruyama:
         dtype: of the trajectory, float32 or float64.
 
     Raises:
-        UserError: for an unknown diffusion, last step or method, or fewer than two steps.
+        UserError: for an unknown diffusion, last step or method, fewer than two steps, or a Heun grid that ends at 0.
     """
 
     def __init__(
@@ -73,6 +73,10 @@ class EulerMaruyama:
         safe = time_interval(field.path, field.parametrization, last_step_size=self.last_step_size)
         start = safe.high if self.start is None else self.start
         end = self.last_step_size if self.last_step_size > 0 else (safe.low if self.end is None else self.end)
+        if self.method == "heun" and end == 0:
+            raise UserError(
+                "sampler: heun needs the score at its end, infinite at t = 0; set a last step or sampler.end"
+            )
         times = time_grid(start, end, self.steps - 1)
         stochastic_step = METHODS[self.method]
         x = initial_state(x_1, self.dtype)

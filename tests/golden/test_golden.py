@@ -54,9 +54,13 @@ def test_runner_tells_pass_fail_and_unsupported_apart(tmp_path, monkeypatch, cap
 
 
 def test_unknown_option_is_a_failure_with_its_name(tmp_path):
-    _write_case(tmp_path / "paths", "sit.paths", {"a": torch.ones(1)}, {"paths": ["Cubic"], "forms": [], "norm": 1.0})
-    verdict = runner.run_case(tmp_path / "paths")
-    assert verdict.status == "FAIL" and "Cubic" in verdict.message
+    chain = {"respacing": "5", "schedule": "linaer"}
+    _write_case(tmp_path / "choice", "dit.schedules", {"a": torch.ones(1)}, {"respacings": {"r": chain}})
+    verdict = runner.run_case(tmp_path / "choice")
+    assert verdict.status == "FAIL" and "Did you mean 'linear'" in verdict.message
+    _write_case(tmp_path / "option", "dit.schedules", {"a": torch.ones(1)}, {"respacings": {}, "warp": 1})
+    verdict = runner.run_case(tmp_path / "option")
+    assert verdict.status == "FAIL" and "warp" in verdict.message
 
 
 def test_nan_against_a_number_fails_and_equal_infinities_pass():

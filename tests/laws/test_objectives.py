@@ -136,6 +136,13 @@ def test_loss_is_float32_around_a_half_precision_backbone(quantity):
     with torch.autocast("cpu", torch.bfloat16):
         step = objective(network, x_0, Cond(), draw)
     assert step.output.pred.dtype == torch.bfloat16
+    # Measured as another quantity, the prediction is converted in float32.
+    other = Denoising(objective.path, quantity, UniformSteps(), error=Velocity() if quantity != Velocity() else Data())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = other(network, x_0, Cond(), draw)
+    read = other.error.read(quantity, found.output.pred.float(), found.sample.x_t, found.sample.coefficients)
+    expected = ((read - other.error.target(found.sample)) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(found.losses["denoising"], expected)
     exact = objective(network, x_0, Cond(), draw)
     for name, loss in step.losses.items():
         assert loss.dtype == torch.float32
@@ -156,6 +163,25 @@ def test_the_bound_trains_the_variance_alone_and_gradients_are_finite():
     assert simple[:2].abs().max() > 0 and simple[2:].abs().max() == 0
     twice = VariationalDenoising(path, Noise(), UniformSteps(), variational_weight=2.0)(network, x_0, Cond(), draw)
     torch.testing.assert_close(twice.losses["variational"], 2 * step.losses["variational"])
+
+
+def test_the_bound_is_the_likelihood_of_the_data_at_the_first_step():
+    path = DiscreteVPPath()
+    objective, network = VariationalDenoising(path, Noise(), UniformSteps()), Linear()
+    x_0 = X_0.float().clamp(-1, 1)
+    index = torch.tensor([0, 0, 0, 1, 400, 999])
+    step = objective(network, x_0, Cond(), Draw(path.times[index].float(), RANDOM.normal_like("eps", x_0)))
+    p, sample = path.posterior(index), step.sample
+    mean = p.mean(Noise().data(step.output.pred, sample.x_t, sample.coefficients), sample.x_t)
+    log_variance = p.learned_log_variance(step.output.heads["variance"])
+    likelihood = -discretised_log_likelihood(x_0, mean, log_variance / 2).mean((1, 2, 3)) / math.log(2)
+    posterior = torch.distributions.Normal(
+        p.mean(x_0, sample.x_t), (0.5 * p.log_variance).exp().float().reshape(-1, 1, 1, 1).expand_as(x_0)
+    )
+    reverse = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    divergence = torch.distributions.kl_divergence(posterior, reverse).mean((1, 2, 3)) / math.log(2)
+    expected = torch.cat([likelihood[:3], divergence[3:]])
+    torch.testing.assert_close(step.losses["variational"], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_kl_is_that_of_torch():

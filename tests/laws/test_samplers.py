@@ -234,6 +234,7 @@ def test_grid_is_uniform_before_the_shift():
         (lambda: EulerMaruyama(5, last_step="men"), "Did you mean 'mean'"),
         (lambda: EulerMaruyama(5, method="huen"), "Did you mean 'heun'"),
         (lambda: EulerMaruyama(5, "sgma"), "Did you mean 'sigma'"),
+        (lambda: EulerMaruyama(5, last_step="none", method="heun")(_field("euler"), X_1, RANDOM), "sampler.end"),
         (lambda: Adaptive("dopri6"), "Did you mean 'dopri"),
         (lambda: Adaptive("rk4"), "sampler.steps"),
         (lambda: Adaptive("dopri5", steps=4), "sampler.steps"),

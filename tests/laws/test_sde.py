@@ -10,7 +10,9 @@ import torch
 from repalign.paths.parametrization import Velocity
 from repalign.random import SampleRandom
 from repalign.samplers.diffusion import FORMS, SBDM, Constant, Sigma, diffusion_form
+from repalign.samplers.euler import Euler
 from repalign.samplers.euler_maruyama import LAST_STEPS, EulerMaruyama
+from repalign.samplers.heun import Heun
 from tests.laws.exact import PATHS, Generated, exact_field
 
 RANDOM = SampleRandom(3, range(5))
@@ -30,6 +32,33 @@ def test_every_diffusion_gives_the_same_distribution(form, path):
     x = EulerMaruyama(steps, diffusion_form(form, 0.5), start=start)(field, random.normal("x_1", (1,)), noise)
     assert float(x.mean()) == pytest.approx(0.5, abs=0.06)
     assert float(x.std()) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize(("method", "ode"), [("euler", Euler), ("heun", Heun)])
+def test_without_diffusion_the_sde_is_the_ode(method, ode):
+    field = exact_field(PATHS["gvp"], Velocity())
+    sde = EulerMaruyama(6, Constant(0.0), "none", method=method, end=0.01, dtype="float64")
+    expected = ode(5, end=0.01, dtype="float64")(field, X_1, RANDOM)
+    torch.testing.assert_close(sde(field, X_1, RANDOM), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_heun_refines_the_drift_but_not_the_noise():
+    # One step by hand: the noise is added first, then both slopes are taken on the noisy state.
+    field = exact_field(PATHS["linear"], Velocity())
+    states = []
+    EulerMaruyama(2, Constant(0.3), "none", end=0.5, method="heun", dtype="float64")(
+        field, X_1, RANDOM, trace=states.append
+    )
+    t, t_next = (torch.tensor(value, dtype=torch.float64) for value in (1.0, 0.5))
+
+    def drift(x, time):
+        v = field(x, time).pred
+        return v - 0.3 * Velocity().score(v, x, field.path.coefficients(time))
+
+    kicked = X_1.double() + math.sqrt(2 * 0.3 * 0.5) * RANDOM.at(0).normal_like("noise", X_1.double())
+    first = drift(kicked, t)
+    second = drift(kicked - 0.5 * first, t_next)
+    torch.testing.assert_close(states[0], kicked - 0.25 * (first + second), rtol=1e-6, atol=1e-6)
 
 
 def test_diffusions_are_those_of_the_papers():

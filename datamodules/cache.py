@@ -122,10 +122,10 @@ def as_float(images: np.ndarray) -> Tensor:
 
 
 def _checked(values: Tensor, key: str, dtype: str, folder: Path) -> np.ndarray:
-    stored = values.detach().float().cpu().numpy().astype(dtype)
-    if not np.isfinite(stored).all():
+    stored = values.detach().cpu().to(getattr(torch, dtype))
+    if not stored.isfinite().all():
         raise UserError(
             f"'{folder}': '{key}' has values that are not finite in {dtype} (largest before: "
             f"{values.abs().max().item():.3g}); set data.feature_dtype=float32, or look for the fault in the network"
         )
-    return stored
+    return stored.numpy()

@@ -35,16 +35,16 @@ def read_pictures(path: Path, batch_size: int, key: str) -> Iterator[Float[Tenso
     """
     if path.is_dir():
         yield from _from_folder(path, batch_size, key)
-    elif path.suffix == ".npz" and path.is_file():
-        yield from _from_npz(path, batch_size, key)
     else:
-        raise UserError(f"{key}: no folder and no .npz file at '{path}'")
+        _require_npz(path, key)
+        yield from _from_npz(path, batch_size, key)
 
 
 def count_pictures(path: Path, key: str) -> int:
-    """How many pictures :func:`read_pictures` will give."""
+    """How many pictures :func:`read_pictures` will give; the same errors for what is not there."""
     if path.is_dir():
         return len(picture_files(path))
+    _require_npz(path, key)
     with _opened(path, key) as (_, shape):
         return shape[0]
 
@@ -79,6 +79,11 @@ def _from_folder(folder: Path, batch_size: int, key: str) -> Iterator[Tensor]:
                 raise UserError(f"{key}: '{file}' is {pixels.shape[:2]}, the pictures before it {size} (height, width)")
             batch.append(torch.from_numpy(pixels))
         yield _to_float(torch.stack(batch))
+
+
+def _require_npz(path: Path, key: str) -> None:
+    if path.suffix != ".npz" or not path.is_file():
+        raise UserError(f"{key}: no folder and no .npz file at '{path}'")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from repalign.errors import UserError, nearest
@@ -69,7 +69,8 @@ def write_weights(module: nn.Module, path: str | Path, provenance: Mapping[str, 
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in module.state_dict().items()}
     partial = file.with_name(f".{file.name}.incomplete")
-    save_file(tensors, partial, {PROVENANCE: json.dumps(dict(provenance))})
+    # Not save_file(): that makes files which only their owner can read.
+    partial.write_bytes(save(tensors, {PROVENANCE: json.dumps(dict(provenance))}))
     partial.replace(file)
 
 

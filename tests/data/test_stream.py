@@ -101,6 +101,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
 def test_lightning_sees_no_epochs(tmp_path: Path) -> None:
     """13 steps pass three boundaries of the permutation; only the number of steps ends the run."""
     module = Recorder()

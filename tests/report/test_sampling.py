@@ -162,6 +162,8 @@ def test_reference_from_pictures_and_from_nowhere(composed, tmp_path):
 def test_reading_pictures(tmp_path):
     with pytest.raises(UserError, match="task.samples: no folder and no .npz"):
         list(read_pictures(tmp_path / "none", 4, "task.samples"))
+    with pytest.raises(UserError, match="task.samples: no folder and no .npz"):
+        count_pictures(tmp_path / "none", "task.samples")
     with pytest.raises(UserError, match="task.samples: no picture"):
         list(read_pictures(tmp_path, 4, "task.samples"))
     np.savez(tmp_path / "wrong.npz", np.zeros((2, 3, 8, 8), dtype=np.float32))

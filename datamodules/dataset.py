@@ -86,6 +86,6 @@ class SerialDataset(Dataset[dict[str, Any]]):
         return SampleRandom(self.seed, serial.tolist()).uniform("flip").numpy() < 0.5
 
 
-def whole_batch(batch: dict[str, Any]) -> dict[str, Any]:
+def whole_batch(batch: Any) -> Any:
     """The collate function of batches that are gathered whole already (a function by name, for worker processes)."""
     return batch

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.base import ImageDataModule
 from datamodules.cache import Compute
+from datamodules.progress import first_rank
 from datamodules.store import MANIFEST, ArrayStore, DamagedStore, Manifest, Verify, damages
 from repalign.errors import UserError, unknown_choice
 
@@ -49,7 +49,7 @@ class LatentFolder:
             raise unknown_choice("data.on_corrupt", on_corrupt, ON_CORRUPT)
         self.on_corrupt = on_corrupt
         # Ranks must agree on what is skipped, so then each of them looks at the content itself.
-        self._verify: Verify = verify if on_corrupt == "skip" or not rank_zero_only.rank else "size"
+        self._verify: Verify = verify if on_corrupt == "skip" or first_rank() else "size"
         manifests = {path.parent.name: Manifest.load(path.parent) for path in sorted(self.root.glob(f"*/{MANIFEST}"))}
         # A store of rendered pictures may lie beside; it names no network.
         self.manifests = {folder: m for folder, m in manifests.items() if "fingerprint" in m.info}
@@ -151,7 +151,7 @@ class LatentFolder:
         if self.on_corrupt == "stop":
             raise DamagedStore(f"{text}; copy the file again, or set data.on_corrupt=skip to go on without these rows")
         self._lost[np.arange(rows.start, rows.stop) % len(self)] = True
-        if not rank_zero_only.rank:
+        if first_rank():
             print(f"{text}: skipped, {int(self._lost.sum())} of {len(self)} pictures lost", flush=True)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.progress import Advance, progress
+from datamodules.progress import Advance, first_rank, progress
 from datamodules.store import ArrayStore, DamagedStore, Manifest, StoreWriter, Verify, damages, exclusive
 from repalign.errors import UserError
 
@@ -34,7 +33,7 @@ def ensure_store(
     Raises:
         UserError: when the disk has no room for it.
     """
-    depth: Verify = "size" if rank_zero_only.rank else verify
+    depth: Verify = verify if first_rank() else "size"
     manifest, wrong = _inspect(folder, depth)
     if manifest is not None and not wrong and not manifest.missing():
         return ArrayStore(folder, manifest)  # without the lock: a finished store may lie on a read-only disk

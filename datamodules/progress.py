@@ -15,6 +15,11 @@ Advance = Callable[[int], None]
 _SECONDS = 20.0
 
 
+def first_rank() -> bool:
+    """Whether this process speaks for all; by the environment, so also before a trainer exists."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar on a terminal, a plain line every 20 seconds elsewhere, nothing on ranks other than 0.
@@ -23,7 +28,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         A function that moves the bar by so many.
     """
     console = Console()
-    if rank_zero_only.rank:
+    if not first_rank():
         yield lambda steps: None
     elif console.is_terminal:
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())

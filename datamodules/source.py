@@ -9,25 +9,42 @@ import numpy as np
 
 
 class PictureSource(Protocol):
-    """Pictures with labels, in a fixed order.
+    """Pictures with labels, in a fixed order."""
 
-    Attributes:
-        image_size: side of the square pictures.
-        labels: int64 [N], in [0, len(class_names)).
-        class_names: one name per label.
-        captions: one text per picture, or None.
-        fingerprint: stands for pictures, order and size; also a folder name of the cache.
-        attribution: the licence line that must go with the pictures, or None.
-        has_images: whether :meth:`load` can give pictures (a store of latents may have none).
-    """
+    @property
+    def image_size(self) -> int:
+        """Side of the square pictures."""
+        ...
 
-    image_size: int
-    labels: np.ndarray
-    class_names: Sequence[str]
-    captions: Sequence[str] | None
-    fingerprint: str
-    attribution: str | None
-    has_images: bool
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N], in [0, len(class_names))."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """One name per label."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[str] | None:
+        """One text per picture, or None."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for pictures, order and size; also a folder name of the cache."""
+        ...
+
+    @property
+    def attribution(self) -> str | None:
+        """The licence line that must go with the pictures, or None."""
+        ...
+
+    @property
+    def has_images(self) -> bool:
+        """Whether :meth:`load` can give pictures; a folder of latents cannot."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -64,6 +64,8 @@ class TokenIO(Protocol):
 class Path(Protocol):
     """The interpolant between data (t = 0) and noise (t = 1)."""
 
+    @property
+    def singular_at_data(self) -> bool: ...  # whether coefficients diverge at t = 0 (VP)
     def coefficients(self, t: Tensor) -> Coefficients: ...
     def sample(self, x_0: State, eps: State, t: Tensor) -> PathSample: ...
 
@@ -71,6 +73,8 @@ class Path(Protocol):
 class Parametrization(Protocol):
     """What the network predicts, and how that converts to the three other quantities."""
 
+    @property
+    def divides(self) -> bool: ...  # whether its conversions divide by a coefficient that vanishes at an end
     def target(self, sample: PathSample) -> State: ...
     def velocity(self, pred: State, x_t: State, c: Coefficients) -> State: ...
     def data(self, pred: State, x_t: State, c: Coefficients) -> State: ...
@@ -173,9 +177,13 @@ class Context(Protocol):
 class Field(Protocol):
     """A backbone with its path, parametrization and condition bound: what a sampler integrates. Guidance nests."""
 
-    path: Path
-    parametrization: Parametrization
-
+    @property
+    def path(self) -> Path: ...
+    @property
+    def parametrization(self) -> Parametrization: ...
+    @property
+    def uses_carry(self) -> bool: ...
+    def during(self, t: Tensor) -> Field: ...  # for a whole step that begins at t: decides about guidance once
     def __call__(self, x_t: State, t: Tensor, carry: Any = None) -> Output: ...  # t: scalar tensor
 
 

@@ -21,7 +21,7 @@ COMMAND = re.compile(r"^(?:\.venv/bin/)?python run\.py (.+)$", re.MULTILINE)
 def commands() -> list[str]:
     """Every command line of run.py in the pages, without comments; the synopsis is none."""
     texts = (page.read_text(encoding="utf-8").replace("\\\n", "") for page in PAGES)
-    lines = (line.split(" #")[0] for text in texts for line in COMMAND.findall(text))
+    lines = (re.sub(r"<(\w+)>", r"\1", line.split(" #")[0]) for text in texts for line in COMMAND.findall(text))
     return sorted({" ".join(line.split()) for line in lines if "NAME" not in line and "--" not in line})
 
 

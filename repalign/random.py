@@ -63,11 +63,9 @@ class SampleRandom:
 
     def normal(self, name: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal, shape [B, *shape]; drawn in float32 unless ``dtype`` is float64."""
-        wide = dtype == torch.float64
-        values = np.empty((self.batch, *shape), dtype=np.float64 if wide else np.float32)
-        for row, generator in zip(values.reshape(self.batch, -1), self._generators(name), strict=True):
-            generator.standard_normal(dtype=row.dtype, out=row)
-        return torch.from_numpy(values).to(self.device, dtype)
+        numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
+        rows = [generator.standard_normal(tuple(shape), dtype=numpy_dtype) for generator in self._generators(name)]
+        return torch.from_numpy(np.array(rows, dtype=numpy_dtype).reshape(-1, *shape)).to(self.device, dtype)
 
     def normal_like(self, name: str, state: State) -> State:
         """Standard normal shaped like a state; each stream has its own name."""

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,7 +24,8 @@ from tasks.check import check_composition, check_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-TASKS = tuple(sorted(p.stem for p in (CONF / "task").glob("*.yaml")))
+# Hydra's own flags that are followed by a word.
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
 
 
 def launch(argv: list[str]) -> int:
@@ -32,8 +35,9 @@ def launch(argv: list[str]) -> int:
         The exit status: 0, or 2 after one line on standard error for a mistake that the person can mend.
     """
     os.environ.setdefault("REPALIGN_ROOT", str(ROOT))
-    overrides = [word for word in argv if not word.startswith("-") and "=" in word]
-    stray = [word for word in argv if not word.startswith("-") and "=" not in word and not word.startswith("~")]
+    words = [word for before, word in zip(["", *argv], argv, strict=False) if before not in FLAGS_WITH_VALUE]
+    overrides = [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    stray = [word for word in words if not word.startswith("-") and word not in overrides]
     try:
         if stray:
             raise UserError(f"'{stray[0]}': an argument has the form key=value or group=choice, or is a flag like -m")
@@ -56,6 +60,10 @@ def _run_hydra(argv: list[str]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def main(cfg: DictConfig) -> None:
         try:
+            job = HydraConfig.get()
+            if job.mode == RunMode.MULTIRUN:
+                cfg.run_dir = job.runtime.output_dir  # one folder per job
+            cfg.overrides = list(job.overrides.task)
             check_composition(cfg)
             task: Callable[[DictConfig], None] = importlib.import_module(f"tasks.{cfg.task.name}").run
             task(cfg)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
 from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
@@ -111,7 +113,7 @@ def _pictures(grids: Sequence[Grid]) -> tuple[list[dict[str, str]], list[dict[st
     strips = [
         {
             "title": f"Over time, {words[kind]}",
-            "grids": [{"source": _png(g.path), "caption": f"step {g.step:,}"} for g in _spread_out(found)],
+            "grids": [{"source": _thumbnail(g.path), "caption": f"step {g.step:,}"} for g in _spread_out(found)],
         }
         for kind, found in by_kind.items()
         if len(found) > 1
@@ -131,6 +133,16 @@ def _last_ema(grids: Sequence[Grid]) -> list[Grid]:
 
 def _png(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _thumbnail(path: Path) -> str:
+    """Small enough that many grids keep the page light."""
+    buffer = io.BytesIO()
+    with Image.open(path) as grid:
+        small = grid.convert("RGB")
+        small.thumbnail((440, 880), Image.Resampling.LANCZOS)
+        small.save(buffer, format="WEBP", quality=88)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _score_row(run: RunFolder, name: str) -> dict[str, str]:

@@ -102,13 +102,12 @@ def bands(curves: Mapping[str, Band], log_x: bool) -> str:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about a fortieth of the curve, corrected for its start."""
-    decay = 1 - 1 / max(4.0, len(values) / 40)
-    out, state, weight = np.empty(len(values)), 0.0, 0.0
-    for index, value in enumerate(values):
-        state, weight = decay * state + (1 - decay) * value, decay * weight + (1 - decay)
-        out[index] = state / weight
-    return out
+    """Gaussian mean over about a fortieth of the curve to either side; centred, so that it does not lag behind."""
+    width = max(1.0, len(values) / 80)
+    radius = min(round(3 * width), (len(values) - 1) // 2)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
+    # The ends have fewer neighbours: divide by the weight that is there.
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ def run(cfg: DictConfig) -> None:
     assembly = assemble(cfg)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    OmegaConf.save(cfg.overrides, run_dir / "overrides.yaml")
     record = RunRecord(run_dir, started, resumed_from=checkpoint)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []

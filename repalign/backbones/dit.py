@@ -72,10 +72,11 @@ class DiT(nn.Module):
         xavier_linear_(self)
         xavier_patchify_(self.io.patchify)
         nn.init.normal_(self.label_embed.weight, std=0.02)
-        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+        for layer in self.time_embed.linears:
             nn.init.normal_(layer.weight, std=0.02)
-        for modulation in (*(block.modulation for block in self.blocks), self.final_modulation):
-            zero_(modulation.linear)
+        for part in self.modules():
+            if isinstance(part, Modulation):
+                zero_(part.linear)
         zero_(self.io.linear)
 
     def forward(

@@ -46,13 +46,18 @@ class TimeEmbedding(nn.Module):
         self.max_period = max_period
         self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The two linear layers."""
+        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         half = self.frequencies // 2
         k = torch.arange(half, dtype=torch.float32, device=t.device)
         omega = torch.exp(-math.log(self.max_period) * k / half)
         angle = t.float().unsqueeze(1) * omega
         sinusoid = torch.cat([angle.cos(), angle.sin()], 1)
-        return self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid.to(self.linears[0].weight.dtype))
 
 
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:

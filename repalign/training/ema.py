@@ -40,7 +40,7 @@ class EMA(nn.Module):
         pairs = list(zip(_tensors(self.module), _tensors(live), strict=True))
         averaged = [a for a, _ in pairs if a.is_floating_point()]
         current = [b.to(a.dtype) for a, b in pairs if a.is_floating_point()]
-        torch._foreach_lerp_(averaged, current, 1 - self.decay_at(update))
+        torch._foreach_lerp_(averaged, current, 1 - self.decay_at(update))  # pyright: ignore[reportPrivateImportUsage]
         for a, b in pairs:
             if not a.is_floating_point():
                 a.copy_(b)

@@ -25,7 +25,7 @@ def test_run_report_is_whole_and_needs_no_network(tmp_path):
     for words in ("demo / first", "finished at step 200", "train/align/repa", "train/lr", "fd_lite0", "0123456789ab+"):
         assert words in page, words
     assert "OpenMoji, CC BY-SA 4.0 &lt;openmoji.org&gt;" in page  # escaped
-    assert page.count("data:image/png") == 2 + 5 + 5  # first and last, and both strips
+    assert page.count("data:image/png") == 2 and page.count("data:image/webp") == 5 + 5  # ends, and both strips
     assert "step 0, averaged weights" in page and "step 200, averaged weights" in page
     assert "Not in this report" not in page
 
@@ -123,6 +123,12 @@ def test_messages_and_the_task(tmp_path, capsys):
     assert target.is_file() and str(target) in capsys.readouterr().out
 
 
-def test_smoothing_keeps_a_constant_and_the_direction():
-    assert smoothed(np.full(50, 3.0)) == pytest.approx(3.0)
+def test_smoothing_keeps_a_constant_and_the_length():
+    for count in (8, 50, 3000):
+        assert smoothed(np.full(count, 3.0)) == pytest.approx(np.full(count, 3.0))
+    ramp = smoothed(np.arange(200.0))
+    assert ramp[20:180] == pytest.approx(np.arange(20.0, 180.0))  # no lag
+
+
+def test_direction_of_scores():
     assert higher_is_better("is_lite0") and not higher_is_better("fd_lite0") and not higher_is_better("fid")

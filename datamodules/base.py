@@ -169,6 +169,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             generator=torch.Generator(),
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Serial numbers stay on the host: reading them back would stall the device at every step."""
+        rest = {name: value for name, value in batch.items() if name != "serial"}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "serial": batch["serial"]}
+
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures by index, never mirrored."""
         return torch.from_numpy(self.source.load(list(indices))[0])

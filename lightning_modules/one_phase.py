@@ -81,11 +81,6 @@ class OnePhase(pl.LightningModule):
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
         }
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Serial numbers stay on the host: reading them back would stall the device at every step."""
-        rest = {name: value for name, value in batch.items() if name != "serial"}
-        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "serial": batch["serial"]}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The position in the run."""
         checkpoint["progress"] = {"step": self.progress.step}

@@ -139,7 +139,7 @@ class Conditioner(Protocol):
 
 
 class Target(Protocol):
-    """What a tap is aligned with: tokens from an encoder, a teacher, another tap, another view. Detached unless it says so."""
+    """What a tap is aligned with: tokens of an encoder, a teacher, another tap or view. Detached unless it says so."""
 
     def spec(self, taps: Mapping[str, TokenSpec], features: Mapping[str, TokenSpec]) -> TokenSpec: ...
     def __call__(self, context: Context) -> Tokens: ...

@@ -41,7 +41,10 @@ def launch(argv: list[str]) -> int:
     try:
         if stray:
             raise UserError(f"'{stray[0]}': an argument has the form key=value or group=choice, or is a flag like -m")
-        for combination in combinations(overrides):
+        lines = combinations(overrides)
+        if len(lines) > 1 and not {"-m", "--multirun"} & set(argv):
+            raise UserError("several values for one key make a sweep; add -m, or write a list as key=[a,b]")
+        for combination in lines:
             compose(combination)
         _run_hydra(argv)
     except UserError as error:
@@ -126,7 +129,7 @@ def choices(group: str) -> list[str]:
 def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserError:
     """Hydra's composition errors as one line with the nearest valid name."""
     text = str(error)
-    missing = re.search(r"[Cc]ould not find '([\w/]+)/([^/']*)'", text)
+    missing = re.search(r"[Cc]ould not (?:find|load) '([\w/]+)/([^/']*)'", text)
     if missing:
         return unknown_choice(missing[1], missing[2], choices(missing[1]), f"choice of group '{missing[1]}'")
     bad = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", text)

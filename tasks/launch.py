@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import re
@@ -26,6 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 # Hydra's own flags that are followed by a word.
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
+
+
+def digest(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+OmegaConf.register_new_resolver("digest", digest, replace=True)
 
 
 def launch(argv: list[str]) -> int:

@@ -42,13 +42,16 @@ def hardware() -> str:
 class RunRecord(pl.Callback):
     """Keeps ``run.json``: status, times, commit, hardware, versions; written atomically."""
 
-    def __init__(self, run_dir: Path, started: float, resumed_from: Path | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, started: float, resumed_from: Path | None = None, attribution: str | None = None
+    ) -> None:
         self.path = run_dir / "run.json"
         self.started = started
         self.content: dict[str, Any] = {
             "status": "starting",
             "started": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(started)),
             "resumed_from": None if resumed_from is None else str(resumed_from),
+            "attribution": attribution,
             "commit": commit_of(Path(__file__).parent),
             "hardware": hardware(),
             "versions": {name: version(name) for name in _PACKAGES},

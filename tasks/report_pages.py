@@ -216,8 +216,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if isinstance(versions, dict):
         flat["versions"] = ", ".join(f"{name} {number}" for name, number in versions.items())
     reference = run.config.get("reference")
-    if reference:
-        flat["reference"] = reference
+    if isinstance(reference, dict):
+        flat["reference"] = ", ".join(f"{name}: {value}" for name, value in reference.items())
     return [(name, str(value)) for name, value in {**flat, "folder": run.path}.items()]
 
 

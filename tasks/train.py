@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     OmegaConf.save(cfg.overrides, run_dir / "overrides.yaml")
-    record = RunRecord(run_dir, started, resumed_from=checkpoint)
+    record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
@@ -51,7 +51,12 @@ def run(cfg: DictConfig) -> None:
         _rewind(loggers, checkpoint)
         print(f"resuming from {checkpoint}", flush=True)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
-    trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # else the next job of a sweep in this process would write into this run
 
 
 def _quiet() -> None:
@@ -89,5 +94,3 @@ def _rewind(loggers: list[pl.loggers.Logger], checkpoint: Path) -> None:
     for logger in loggers:
         if isinstance(logger, TidyCSVLogger):
             logger.rewind(step)
-        if isinstance(logger, WandbLogger):
-            continue  # W&B keeps the first value of a step; the id below makes it the same run

@@ -1,0 +1,133 @@
+"""Tasks after a training, and the options of a training, on tiny twins."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.checkpoint import checkpoints_in
+from repalign.errors import UserError
+from tasks import convert, train
+from tasks.build import assemble, load_weights
+from tasks.check import check_composition
+from tasks.launch import compose
+from tests.smoke.test_recipes_train import column
+from tests.smoke.test_recipes_train import train as train_tiny
+
+
+def convert_file(tmp_path: Path, *words: str) -> None:
+    cfg = compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", *words])
+    check_composition(cfg)
+    convert.run(cfg)
+
+
+def weights_of(tmp_path: Path, file: Path) -> dict[str, torch.Tensor]:
+    module = assemble(compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}"])).module
+    load_weights(module, file)
+    return dict(module.ema.module.state_dict())
+
+
+def test_weights_survive_the_way_to_the_official_format_and_back(tmp_path):
+    trained = checkpoints_in(train_tiny(tmp_path, "experiment=repa_sit_s"))[-1]
+    official, back = tmp_path / "official.pt", tmp_path / "back.safetensors"
+    convert_file(
+        tmp_path, "task.direction=export", "task.family=repa", f"task.input={trained}", f"task.output={official}"
+    )
+    assert "projectors.0.0.weight" in torch.load(official, weights_only=True)["ema"]
+    convert_file(tmp_path, "task.family=repa", f"task.input={official}", f"task.output={back}")
+    before, after = weights_of(tmp_path, trained), weights_of(tmp_path, back)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.family=repaa"], "task.family: unknown family of checkpoints 'repaa'. Did you mean 'repa'"),
+        (["task.family=repa", "task.input=/no/file.pt"], "task.input: no file '/no/file.pt'"),
+    ],
+)
+def test_convert_says_what_is_wrong(words, message, tmp_path):
+    given = tmp_path / "given.pt"
+    torch.save({"ema": {}}, given)
+    with pytest.raises(UserError, match=message):
+        convert_file(tmp_path, f"task.input={given}", f"task.output={tmp_path / 'out.safetensors'}", *words)
+
+
+def test_a_file_with_code_in_it_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"ema": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="cannot be read safely"):
+        convert.read_official(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_weights_of_another_architecture_name_the_first_difference(suffix, tmp_path):
+    file = checkpoints_in(train_tiny(tmp_path, "experiment=repa_sit_s"))[-1]
+    if suffix == "safetensors":
+        official = tmp_path / "official.pt"
+        export = ["task.direction=export", f"task.input={file}", f"task.output={official}"]
+        convert_file(tmp_path, "task.family=repa", *export)
+        file = tmp_path / "ours.safetensors"
+        convert_file(tmp_path, "task.family=repa", f"task.input={official}", f"task.output={file}")
+    module = assemble(
+        compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}", "backbone.dim=24"])
+    ).module
+    with pytest.raises(UserError, match="another architecture.*16.*24"):
+        load_weights(module, file)
+
+
+def test_torn_checkpoints_are_named(tmp_path):
+    last = checkpoints_in(train_tiny(tmp_path, "experiment=sit_s"))[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    module = assemble(compose(["experiment=sit_s", "debug=tiny", f"paths.runs={tmp_path}"])).module
+    with pytest.raises(UserError, match=f"'{last}' cannot be read"):
+        load_weights(module, last)
+
+
+def test_the_same_run_name_continues_and_never_refuses(tmp_path):
+    words = ["experiment=sit_s", "callbacks.checkpoint.every=1"]
+    run_dir = train_tiny(tmp_path, *words)
+    assert train_tiny(tmp_path, *words, "steps=4") == run_dir
+    assert len(column(run_dir, "train/loss")) == 4
+    with pytest.raises(UserError, match="resume: 'never'"):
+        train_tiny(tmp_path, *words, "resume=never")
+
+
+def test_wandb_runs_offline_and_keeps_its_id(tmp_path):
+    run_dir = train_tiny(tmp_path, "experiment=sit_s", "logger=wandb")
+    train_tiny(tmp_path, "experiment=sit_s", "logger=wandb", "steps=3")
+    folders = list((run_dir / "wandb").glob("offline-run-*"))
+    assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1
+
+
+@pytest.mark.parametrize("words", [["trainer.precision=bf16-mixed"], ["data.horizontal_flip=true"]])
+def test_options_of_a_training(words, tmp_path):
+    assert math.isfinite(column(train_tiny(tmp_path, "experiment=repa_sit_s", *words), "train/loss")[-1])
+
+
+@pytest.mark.slow
+def test_compiled_training_has_the_same_losses(tmp_path):
+    eager = train_tiny(tmp_path / "a", "experiment=repa_sit_s")
+    compiled = train_tiny(tmp_path / "b", "experiment=repa_sit_s", "compile=true")
+    losses = [torch.tensor(column(run_dir, "train/loss")) for run_dir in (eager, compiled)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights_do_not_depend_on_the_aligner(tmp_path):
+    with_repa = assemble(compose(["experiment=demo", "debug=tiny", "align.tap=block.2"])).module
+    without = assemble(compose(["experiment=demo", "debug=tiny", "aligner=none"])).module
+    for name, value in without.trained["backbone"].state_dict().items():
+        assert torch.equal(value, with_repa.trained["backbone"].state_dict()[name]), name
+
+
+def test_the_first_checkpoint_is_found_again_by_name(tmp_path):
+    run_dir = train_tiny(tmp_path, "experiment=sit_s")
+    assert train.find_checkpoint("auto", run_dir) == checkpoints_in(run_dir)[-1]
+    with pytest.raises(UserError, match="resume: no checkpoint 'x.ckpt'"):
+        train.find_checkpoint("x.ckpt", run_dir)

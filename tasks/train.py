@@ -30,6 +30,10 @@ def run(cfg: DictConfig) -> None:
     _quiet()
     run_dir = Path(cfg.run_dir)
     checkpoint = find_checkpoint(cfg.resume, run_dir)
+    done = 0 if checkpoint is None else _step_of(checkpoint)
+    if done >= cfg.steps:
+        print(f"{checkpoint} has all {cfg.steps} steps already; give more steps=... or another run_name", flush=True)
+        return
     show_config(cfg)
     assembly = assemble(cfg)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -48,7 +52,9 @@ def run(cfg: DictConfig) -> None:
         autoencoder=assembly.autoencoder, encoders=assembly.encoders, device=trainer.strategy.root_device
     )
     if checkpoint is not None:
-        _rewind(loggers, checkpoint)
+        for logger in loggers:
+            if isinstance(logger, TidyCSVLogger):
+                logger.rewind(done)  # the resumed run writes the rows after its checkpoint again
         print(f"resuming from {checkpoint}", flush=True)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
     try:
@@ -88,9 +94,13 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     return path
 
 
-def _rewind(loggers: list[pl.loggers.Logger], checkpoint: Path) -> None:
-    """Drop logged rows that the resumed run will write again."""
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
-    for logger in loggers:
-        if isinstance(logger, TidyCSVLogger):
-            logger.rewind(step)
+def _step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written; a resumed run begins there.
+
+    Raises:
+        UserError: when the file is torn or foreign.
+    """
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+    except Exception as error:  # the reader raises many kinds; to the person they are one
+        raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

@@ -51,10 +51,11 @@ def run(cfg: DictConfig) -> None:
     assembly.data.attach_cache(
         autoencoder=assembly.autoencoder, encoders=assembly.encoders, device=trainer.strategy.root_device
     )
+    for logger in loggers:
+        if isinstance(logger, TidyCSVLogger):
+            # The run writes the rows after its checkpoint again; without a checkpoint, all of them.
+            logger.rewind(-1 if checkpoint is None else done)
     if checkpoint is not None:
-        for logger in loggers:
-            if isinstance(logger, TidyCSVLogger):
-                logger.rewind(done)  # the resumed run writes the rows after its checkpoint again
         print(f"resuming from {checkpoint}", flush=True)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
     try:

@@ -72,6 +72,13 @@ def check_composition(cfg: DictConfig) -> None:
     check_targets(cfg)
     for key, node in objects(OmegaConf.to_container(cfg, resolve=False)):
         _check_arguments(key, node)
+    for group in ("callbacks", "logger"):
+        for name, node in (cfg[group] or {}).items():
+            if "_target_" not in node:
+                raise UserError(
+                    f"{group}.{name}: the recipe sets options of it, but {group}=... does not bring it; "
+                    f"choose the recipe's own {group}, or leave one out by ~{group}.{name}"
+                )
     check_root(cfg)
     check_taps(cfg)
 

@@ -50,6 +50,7 @@ def complain(*words: str, **environment: str) -> str:
         (["--multirun", "experiment=sit_s,sit_q"], ["experiment: unknown", "'sit_q'"]),
         (["steps"], ["'steps'", "key=value"]),
         (["aligner=none,repa"], ["several values", "-m"]),
+        (["experiment=demo", "callbacks=default"], ["callbacks.sample_grid", "~callbacks.sample_grid"]),
         (["+optimizer.momentun=0.9"], ["optimizer.momentun", "no such option"]),
         (["optimizer._target_=os.system"], ["optimizer._target_", "may not be built"]),
         (["experiment=demo", "align.tap=block.7"], ["aligners.repa.tap", "'block.7'", "Did you mean 'block."]),

@@ -141,6 +141,9 @@ def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserEr
     missing = re.search(r"[Cc]ould not (?:find|load) '([\w/]+)/([^/']*)'", text)
     if missing:
         return unknown_choice(missing[1], missing[2], choices(missing[1]), f"choice of group '{missing[1]}'")
+    there = re.search(r"already at '([^']+)'", text)
+    if there:
+        return UserError(f"{there[1]}: exists already; leave out the '+'")
     bad = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", text)
     if bad:
         key = bad[1].split("@")[0]

@@ -49,6 +49,7 @@ def complain(*words: str, **environment: str) -> str:
         (["compile=1"], ["compile: expected true or false", "found 1"]),
         (["--multirun", "experiment=sit_s,sit_q"], ["experiment: unknown", "'sit_q'"]),
         (["steps"], ["'steps'", "key=value"]),
+        (["+steps=3"], ["steps: exists already", "'+'"]),
         (["aligner=none,repa"], ["several values", "-m"]),
         (["experiment=demo", "callbacks=default"], ["callbacks.sample_grid", "~callbacks.sample_grid"]),
         (["+optimizer.momentun=0.9"], ["optimizer.momentun", "no such option"]),

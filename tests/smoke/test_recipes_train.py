@@ -56,3 +56,18 @@ def test_accumulation_gives_the_same_step(tmp_path):
 def test_frozen_parts_stay_out_of_the_checkpoint(tmp_path):
     last = torch.load(checkpoints_in(train(tmp_path, "experiment=repa_sit_s"))[-1], weights_only=True)
     assert {key.split(".")[0] for key in last["state_dict"]} == {"trained", "ema"}
+
+
+def test_two_encoders_train_two_heads(tmp_path):
+    """REPA with several encoders: one aligner each, the weight shared out."""
+    run_dir = train(
+        tmp_path,
+        "experiment=repa_sit_s",
+        "+encoder@encoders.second=tiny",
+        "+aligner@aligners.second=repa",
+        "aligners.second.target.encoder=second",
+        "align.weight=0.25",
+    )
+    terms = {name: column(run_dir, f"train/{name}")[0] for name in ("loss", "denoising", "align/repa", "align/second")}
+    expected = terms["denoising"] + 0.25 * (terms["align/repa"] + terms["align/second"])
+    assert math.isclose(terms["loss"], expected, rel_tol=1e-5)

@@ -34,7 +34,8 @@ class Journal(pl.Callback):
         if step == self._written or not (step % self.every == 0 or step == trainer.max_steps or self._since is None):
             return
         self._written = step
-        values = torch.stack([value.float().reshape(()) for value in pl_module.finished_terms.values()]).tolist()
+        own = torch.stack([value.float().reshape(()) for value in pl_module.finished_terms.values()])
+        values = trainer.strategy.reduce(own, reduce_op="mean").tolist()  # over the ranks: of the whole global batch
         self.latest = dict(zip(pl_module.finished_terms, values, strict=True))
         self.latest["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         now = time.perf_counter()

@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
@@ -61,23 +62,21 @@ class RunRecord(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Note the time to the first finished step."""
         if "seconds_to_first_step" not in self.content:
-            self._update(trainer, status="running", seconds_to_first_step=round(time.time() - self.started, 2))
+            self._update(status="running", seconds_to_first_step=round(time.time() - self.started, 2))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has all its steps."""
-        self._update(
-            trainer, status="finished", step=pl_module.progress.step, seconds=round(time.time() - self.started, 1)
-        )
+        self._update(status="finished", step=pl_module.progress.step, seconds=round(time.time() - self.started, 1))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The run stopped; say where and why."""
-        self._update(trainer, status=f"stopped: {type(exception).__name__}", step=pl_module.progress.step)
+        self._update(status=f"stopped: {type(exception).__name__}", step=pl_module.progress.step)
 
-    def _update(self, trainer: pl.Trainer, **entries: Any) -> None:
+    def _update(self, **entries: Any) -> None:
         self.content.update(entries)
-        if trainer.is_global_zero:
-            self._write()
+        self._write()
 
+    @rank_zero_only
     def _write(self) -> None:
         self.content["written"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         partial = self.path.with_suffix(".incomplete")

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
@@ -34,11 +35,9 @@ def run(cfg: DictConfig) -> None:
     if done >= cfg.steps:
         print(f"{checkpoint} has all {cfg.steps} steps already; give more steps=... or another run_name", flush=True)
         return
-    show_config(cfg)
+    rank_zero_only(show_config)(cfg)
     assembly = assemble(cfg)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    OmegaConf.save(cfg.overrides, run_dir / "overrides.yaml")
+    _describe(cfg, run_dir)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
@@ -64,6 +63,14 @@ def run(cfg: DictConfig) -> None:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # else the next job of a sweep in this process would write into this run
+
+
+@rank_zero_only
+def _describe(cfg: DictConfig, run_dir: Path) -> None:
+    """The composed configuration and what was typed, beside the checkpoints."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    OmegaConf.save(cfg.overrides, run_dir / "overrides.yaml")
 
 
 def _quiet() -> None:

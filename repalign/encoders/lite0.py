@@ -41,7 +41,7 @@ class Lite0Encoder(Frozen):
     def __init__(self, input_size: int) -> None:
         super().__init__()
         if input_size < REDUCTION or input_size % REDUCTION:
-            raise UserError(f"encoder.input_size: {input_size} is no multiple of {REDUCTION}")
+            raise UserError(f"encoders.main.input_size: {input_size} is no multiple of {REDUCTION}")
         side = input_size // REDUCTION
         self.preprocess = EncoderInput(MEAN, STD, input_size, resize_first=True, antialias=True)
         self.network = lite0()

@@ -91,9 +91,10 @@ def input_for(card: Card, image_size: int, input_size: int | None = None, patch:
     if input_size is None:
         if image_size < PIXELS_PER_TOKEN or image_size % PIXELS_PER_TOKEN:
             raise UserError(
-                f"data.image_size: {image_size} is no multiple of {PIXELS_PER_TOKEN}; set it so, or encoder.input_size"
+                f"data.image_size: {image_size} is no multiple of {PIXELS_PER_TOKEN}; mend it, or set "
+                "encoders.main.input_size"
             )
         input_size = patch * (image_size // PIXELS_PER_TOKEN)
     if input_size < patch or input_size % patch:
-        raise UserError(f"encoder.input_size: {input_size} is no multiple of {patch}, the patch of {card.name}")
+        raise UserError(f"encoders.main.input_size: {input_size} is no multiple of {patch}, the patch of {card.name}")
     return EncoderInput(card.mean, card.std, input_size, resize_first=card.resize_first)

@@ -61,14 +61,14 @@ class ViTEncoder(Frozen):
     ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
-            raise unknown_choice("encoder.precision", precision, PRECISIONS, "precision")
+            raise unknown_choice("encoders.main.precision", precision, PRECISIONS, "precision")
         self.card = read_card(card) if isinstance(card, str) else card
         options = {"patch_size": self.card.patch, **self.card.architecture, **(architecture or {})}
         self.preprocess = input_for(self.card, image_size, input_size, options["patch_size"])
         found = find_weights(self.card, weights)  # before the network is built, so that an absence is said at once
         self.network = _build(self.card, self.preprocess.size, options)
         if class_token and not self.network.num_prefix_tokens:
-            raise UserError(f"encoder.class_token: {self.card.name} has no class token; set it to false")
+            raise UserError(f"encoders.main.class_token: {self.card.name} has no class token; set it to false")
         self.facts = (self.card.timm, sorted(options.items(), key=lambda pair: pair[0]), self.card.final_norm)
         if found is not None:
             fill(self.network, self.card, *found)

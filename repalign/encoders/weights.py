@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from repalign.encoders.cards import Card
 from repalign.errors import UserError, nearest
 
-KEY = "encoder.weights"
+KEY = "encoders.main.weights"
 HUB, RANDOM = "hub", "random"
 CHOICES = "give 'hub', the path of a weight file, or 'random' for an untrained network"
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def find_weights(card: Card, weights: str | Path) -> tuple[dict[str, Any], str] 
         The file's content and where it comes from; None for ``random``.
 
     Raises:
-        UserError: naming ``encoder.weights``, what was found and what was expected.
+        UserError: naming ``encoders.main.weights``, what was found and what was expected.
     """
     if weights == RANDOM:
         _log.warning("%s: %s has random weights; its features mean nothing", KEY, card.name)

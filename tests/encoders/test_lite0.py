@@ -76,7 +76,7 @@ def test_fingerprints_are_stable_and_tell_input_and_use_apart(features):
 
 
 def test_a_side_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="encoder.input_size: 40 is no multiple of 16"):
+    with pytest.raises(UserError, match="encoders.main.input_size: 40 is no multiple of 16"):
         Lite0Encoder(40)
 
 

@@ -44,7 +44,7 @@ def test_the_class_token_comes_first_when_asked_for(card):
 
 @pytest.mark.parametrize("card", ["jepa_h", "siglip_b"])
 def test_a_class_token_that_is_not_there_is_refused(card):
-    with pytest.raises(UserError, match="encoder.class_token: .* has no class token"):
+    with pytest.raises(UserError, match="encoders.main.class_token: .* has no class token"):
         small(card, class_token=True)
 
 
@@ -77,7 +77,7 @@ def test_precision_is_an_option_and_not_the_surrounding_autocast():
     out = half(images).data
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, small("dinov2_s")(images).data, rtol=0.1, atol=0.1)
-    with pytest.raises(UserError, match="encoder.precision: unknown precision 'float16'"):
+    with pytest.raises(UserError, match="encoders.main.precision: unknown precision 'float16'"):
         small("dinov2_s", precision="float16")
 
 
@@ -90,7 +90,7 @@ def test_the_input_side_follows_the_image_or_the_option():
     assert encoder(torch.rand(1, 3, 64, 64)).data.shape == (1, 4, 16)
     with pytest.raises(UserError, match="data.image_size: 40 is no multiple of 16"):
         small("dinov2_b", 40)
-    with pytest.raises(UserError, match="encoder.input_size: 30 is no multiple of 14, the patch of dinov2_b"):
+    with pytest.raises(UserError, match="encoders.main.input_size: 30 is no multiple of 14, the patch of dinov2_b"):
         small("dinov2_b", 64, input_size=30)
 
 

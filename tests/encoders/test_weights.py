@@ -184,16 +184,18 @@ def test_an_absent_network_is_one_line(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(weights_module, "load_state_dict_from_hf", download)
-    with pytest.raises(UserError, match=r"^encoder\.weights: 'hub' found no dinov2_b at timm/\S+ \(no route\); .*$"):
+    with pytest.raises(
+        UserError, match=r"^encoders\.main\.weights: 'hub' found no dinov2_b at timm/\S+ \(no route\); .*$"
+    ):
         small("dinov2_b", weights="hub")
-    with pytest.raises(UserError, match=r"encoder\.weights: mocov3_l is on no hub; give the path .*rcg"):
+    with pytest.raises(UserError, match=r"encoders\.main\.weights: mocov3_l is on no hub; give the path .*rcg"):
         small("mocov3_l", weights="hub")
 
 
 def test_a_missing_file_is_named_with_its_nearest(tmp_path):
     (tmp_path / "dinov2_vitb14.pth").touch()
     with pytest.raises(
-        UserError, match=r"encoder\.weights: no file .*dinov2_vitb.pth.*Did you mean 'dinov2_vitb14.pth'"
+        UserError, match=r"encoders\.main\.weights: no file .*dinov2_vitb.pth.*Did you mean 'dinov2_vitb14.pth'"
     ):
         small("dinov2_b", weights=str(tmp_path / "dinov2_vitb.pth"))
     with pytest.raises(UserError, match=r"no file 'randon' .*Did you mean 'random'\?"):
@@ -204,7 +206,7 @@ def test_a_missing_file_is_named_with_its_nearest(tmp_path):
 def test_a_broken_file_is_one_line(name, tmp_path):
     file = tmp_path / name
     file.write_bytes(b"not weights")
-    with pytest.raises(UserError, match="encoder.weights: .* holds more than tensors, or is broken"):
+    with pytest.raises(UserError, match="encoders.main.weights: .* holds more than tensors, or is broken"):
         small("dinov2_b", weights=str(file))
 
 
@@ -215,7 +217,7 @@ class Program:
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"model": Program()}, file)
-    with pytest.raises(UserError, match="encoder.weights: .* holds more than tensors"):
+    with pytest.raises(UserError, match="encoders.main.weights: .* holds more than tensors"):
         small("mae_b", weights=str(file))
 
 

@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from repalign.errors import UserError
+
 _NAME = re.compile(r"step_(\d+)\.ckpt$")
 
 
@@ -56,10 +58,15 @@ class RunCheckpoint(Checkpoint):
     Args:
         every: steps between checkpoints.
         keep: how many of the newest stay; -1 keeps all.
+
+    Raises:
+        UserError: when ``keep`` would remove the checkpoint that was just written.
     """
 
     def __init__(self, every: int = 1000, keep: int = 2) -> None:
         super().__init__()
+        if keep < 1 and keep != -1:
+            raise UserError(f"callbacks.checkpoint.keep: expected 1 or more, or -1 for all, found {keep}")
         self.every = every
         self.keep = keep
         self._saved = -1
@@ -79,6 +86,6 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = pl_module.progress.step
         trainer.save_checkpoint(pl_module.run_dir / "checkpoints" / f"step_{self._saved:08d}.ckpt")
-        if trainer.is_global_zero and self.keep >= 0:
-            for old in checkpoints_in(pl_module.run_dir)[: -self.keep or None]:
+        if trainer.is_global_zero and self.keep > 0:
+            for old in checkpoints_in(pl_module.run_dir)[: -self.keep]:
                 old.unlink()

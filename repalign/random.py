@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repalign.state import State, Streams, leading
+from repalign.state import State, Streams
 
 _WORD = 2**64
 
@@ -81,8 +81,3 @@ class SampleRandom:
             )
             for s in self.serials
         ]
-
-
-def random_for(state: State, seed: int, serials: Sequence[int]) -> SampleRandom:
-    """The streams of a batch, on the device of its state."""
-    return SampleRandom(seed, serials, leading(state).device)

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.protocols import Randomness, TimeSampler
+from repalign.paths.interval import time_interval
+from repalign.protocols import Parametrization, Path, Randomness, TimeSampler
 
 
 class Uniform:
@@ -31,6 +32,16 @@ class Uniform:
 
     def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
         return random.uniform("t") * (self.high - self.low) + self.low
+
+
+def uniform_within(path: Path, parametrization: Parametrization) -> Uniform:
+    """Uniform times over SiT's training interval of this path and prediction.
+
+    All of [0, 1] for a velocity on the linear or trigonometric path, away from the singular ends otherwise; see
+    :func:`repalign.paths.interval.time_interval`.
+    """
+    safe = time_interval(path, parametrization, train=True)
+    return Uniform(safe.low, safe.high)
 
 
 class LogitNormal:

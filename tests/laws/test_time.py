@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from repalign.errors import UserError
-from repalign.paths.time import ArctanLogNormal, LogitNormal, Shifted, Uniform, UniformSteps, shift_time
+from repalign.paths.linear import LinearPath
+from repalign.paths.parametrization import Noise, Velocity
+from repalign.paths.time import (
+    ArctanLogNormal,
+    LogitNormal,
+    Shifted,
+    Uniform,
+    UniformSteps,
+    shift_time,
+    uniform_within,
+)
+from repalign.paths.vp import VPPath
 from repalign.random import SampleRandom
 from tests.laws.exact import PATHS
 
@@ -63,3 +74,18 @@ def test_shift_keeps_the_ends_and_inverts():
 def test_wrong_options_are_one_line_with_the_key(make):
     with pytest.raises(UserError, match="time_sampler"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("path", "parametrization", "ends"),
+    [
+        (LinearPath(), Velocity(), (0.0, 1.0)),
+        (LinearPath(), Noise(), (1e-3, 1 - 1e-3)),
+        (VPPath(), Velocity(), (1e-5, 1.0)),
+    ],
+)
+def test_uniform_times_keep_away_from_singular_ends(path, parametrization, ends):
+    sampler = uniform_within(path, parametrization)
+    assert (sampler.low, sampler.high) == ends
+    if ends == (0.0, 1.0):
+        assert torch.equal(sampler(RANDOM), Uniform()(RANDOM))

@@ -81,3 +81,7 @@ def test_resuming_with_another_architecture(tmp_path):
     last = checkpoints_in(train(tmp_path / "a", "experiment=sit_s"))[-1]
     line = complain(tmp_path, "experiment=sit_s", f"resume={last}", "steps=4", "backbone.dim=24")
     assert "another architecture" in line
+
+
+def test_a_checkpoint_callback_that_keeps_nothing_is_refused(tmp_path):
+    assert "callbacks.checkpoint.keep" in complain(tmp_path, "experiment=sit_s", "callbacks.checkpoint.keep=0")

@@ -71,3 +71,18 @@ def test_two_encoders_train_two_heads(tmp_path):
     terms = {name: column(run_dir, f"train/{name}")[0] for name in ("loss", "denoising", "align/repa", "align/second")}
     expected = terms["denoising"] + 0.25 * (terms["align/repa"] + terms["align/second"])
     assert math.isclose(terms["loss"], expected, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["path=vp"],
+        ["path=gvp", "parametrization=noise", "objective=sit_likelihood", "clock.flip_sign=false"],
+        ["parametrization=score", "objective=sit_score", "clock.flip_sign=false"],
+        ["path=vp", "parametrization=noise", "objective=sit_velocity_weight", "clock.flip_sign=false"],
+        ["parametrization=data", "clock=native"],
+    ],
+)
+def test_other_paths_and_predictions_train(words, tmp_path):
+    losses = column(train(tmp_path, "experiment=sit_s", *words), "train/loss")
+    assert all(math.isfinite(loss) for loss in losses)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repalign.random import SampleRandom, random_for
+from repalign.random import SampleRandom
 from repalign.state import Streams
 
 DRAWS = {
@@ -49,7 +49,7 @@ def test_ranges_moments_and_dtypes():
 
 def test_each_stream_of_a_state_has_its_own_noise():
     state = Streams(a=torch.zeros(2, 3), b=torch.zeros(2, 3))
-    noise = random_for(state, 0, [0, 1]).normal_like("eps", state)
+    noise = SampleRandom(0, [0, 1]).normal_like("eps", state)
     assert not torch.equal(noise["a"], noise["b"])
     alone = SampleRandom(0, [1]).normal_like("eps", Streams(b=torch.zeros(1, 3)))
     torch.testing.assert_close(alone["b"], noise["b"][1:], rtol=0, atol=0)

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_modules.one_phase import MakeOptimizer, MakeScheduler, OnePhase
+from lightning_modules.one_phase import OnePhase
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.statistics import measure
 from repalign.objectives.reconstruction import Reconstruction
 from repalign.protocols import Autoencoder
 from repalign.random import SampleRandom
+from repalign.training.phase import MakeOptimizer, MakeScheduler
 
 
 class AutoencoderModule(OnePhase):
@@ -48,7 +49,7 @@ class AutoencoderModule(OnePhase):
         seed: int = 0,
         **parts: Any,
     ) -> None:
-        super().__init__(optimizer, scheduler, seed)
+        super().__init__(optimizer=optimizer, scheduler=scheduler, seed=seed)
         self.require(
             isinstance(autoencoder, KLAutoencoder),
             f"{type(autoencoder).__name__} has no weights to train; set autoencoder=small_kl",

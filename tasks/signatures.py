@@ -87,16 +87,32 @@ def _absolute(node: ast.ImportFrom, module: str, package: bool) -> str:
 
 def _arguments(file: Path, module: str, node: ast.ClassDef | ast.FunctionDef) -> list[str] | None:
     if isinstance(node, ast.FunctionDef):
-        return None if node.args.kwarg else [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+        return None if node.args.kwarg else _named(node)
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            names = _arguments(file, module, item)
-            return None if names is None else names[1:]
+            own = _named(item)[1:]
+            inherited = _inherited(file, module, node) if item.args.kwarg else []
+            return None if inherited is None else list(dict.fromkeys([*own, *inherited]))
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+    return _inherited(file, module, node) if node.bases else []
+
+
+def _named(node: ast.FunctionDef) -> list[str]:
+    return [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+
+
+def _inherited(file: Path, module: str, node: ast.ClassDef) -> list[str] | None:
+    """Arguments of all bases together; None when one of them takes any, or none of them can be read."""
+    names: list[str] = []
+    readable = False
     for base in node.bases:
-        if isinstance(base, ast.Name):
-            found = _resolve(file, module, base.id)
-            if found is not None and found[2] is not node:
-                return _arguments(*found)
-    return None if node.bases else []
+        found = _resolve(file, module, base.id) if isinstance(base, ast.Name) else None
+        if found is None or found[2] is node:
+            continue
+        readable = True
+        arguments = _arguments(*found)
+        if arguments is None:
+            return None
+        names += arguments
+    return list(dict.fromkeys(names)) if readable else None

@@ -20,6 +20,8 @@ from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
 
+BY_HAND = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+
 
 def run(cfg: DictConfig) -> None:
     """Compose, prepare the data, train.
@@ -41,7 +43,10 @@ def run(cfg: DictConfig) -> None:
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
+    # A module that runs phases by hand clips and accumulates by itself; Lightning refuses to be told to as well.
+    by_hand = {} if assembly.module.automatic_optimization else BY_HAND
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
+        **by_hand,
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
         plugins=[AtomicCheckpointIO()],

@@ -1,0 +1,136 @@
+"""The parts of every diffusion or flow model: what is trained, what is frozen, how pictures are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_modules.base import RunModule
+from repalign.protocols import (
+    Autoencoder,
+    Backbone,
+    Conditioner,
+    Encoder,
+    Guidance,
+    Objective,
+    Parametrization,
+    Path,
+    Sampler,
+)
+from repalign.state import TokenSpec
+from repalign.training.ema import EMA
+from repalign.training.generate import ImageGenerator
+
+AlignerFactory = Callable[..., nn.Module]
+
+
+class DiffusionModule(RunModule):
+    """A diffusion or flow model with its autoencoder, encoders and aligners; how it is optimised is another base's.
+
+    Args:
+        backbone: the network, already behind its clock.
+        objective: the training loss.
+        path, parametrization: what sampling needs to know of the objective.
+        conditioner: batch -> conditions.
+        autoencoder: images <-> latents; frozen.
+        encoders: frozen representations by name.
+        aligners: factories by name; each is called with ``tap_specs`` and ``features`` and returns an ``Aligner``.
+        sampler, guidance: how previews and samples are drawn.
+        ema_decay, ema_warmup: see :class:`repalign.training.ema.EMA`.
+        latent_shape: (C, H, W).
+        compile: ``torch.compile`` the backbone (in place; the keys of the weights stay).
+        run: of the other base and of :class:`lightning_modules.base.RunModule`.
+
+    Raises:
+        UserError: when the parts do not make this method (see :meth:`contract`).
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        objective: Objective,
+        path: Path,
+        parametrization: Parametrization,
+        conditioner: Conditioner,
+        autoencoder: Autoencoder,
+        encoders: Mapping[str, Encoder],
+        aligners: Mapping[str, AlignerFactory],
+        sampler: Sampler,
+        guidance: Guidance,
+        ema_decay: float = 0.9999,
+        ema_warmup: bool = False,
+        latent_shape: tuple[int, int, int],
+        compile: bool = False,
+        **run: Any,
+    ) -> None:
+        super().__init__(**run)
+        assert isinstance(backbone, nn.Module)
+        features: dict[str, TokenSpec] = {name: encoder.spec for name, encoder in encoders.items()}
+        built = {name: make(tap_specs=backbone.tap_specs, features=features) for name, make in aligners.items()}
+        self.trained = nn.ModuleDict({"backbone": backbone, "aligners": nn.ModuleDict(built)})
+        self.ema = EMA(self.trained, ema_decay, ema_warmup)
+        # Frozen parts follow the module to its device but stay out of the checkpoint.
+        self.frozen = nn.ModuleDict(
+            {
+                **{f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)},
+                **({"autoencoder": autoencoder} if isinstance(autoencoder, nn.Module) else {}),
+            }
+        )
+        self.frozen.requires_grad_(False).eval()
+        self.objective = objective
+        self.path = path
+        self.parametrization = parametrization
+        self.conditioner = conditioner
+        self.encoders = dict(encoders)
+        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once, among the frozen
+        self.sampler = sampler
+        self.guidance = guidance
+        self.latent_shape = latent_shape
+        self.contract()
+        if compile:
+            backbone.compile()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The live backbone."""
+        return self.trained["backbone"]
+
+    @property
+    def aligners(self) -> Mapping[str, Any]:
+        """The aligners by name."""
+        return dict(self.trained["aligners"].items())
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen autoencoder."""
+        return self._autoencoder["autoencoder"]
+
+    def contract(self) -> None:
+        """Check that the parts make this method; a method with requirements of its own says them here."""
+
+    def after_step(self) -> None:
+        """The average follows the weights."""
+        self.ema.update(self.trained, self.progress.step)
+
+    def train(self, mode: bool = True) -> DiffusionModule:
+        """Frozen parts and the average stay in evaluation mode."""
+        super().train(mode)
+        self.frozen.eval()
+        self.ema.eval()
+        return self
+
+    def generator(self, ema: bool = True) -> ImageGenerator:
+        """Everything that sampling needs, around the averaged or the live weights."""
+        return ImageGenerator(
+            backbone=self.ema.module["backbone"] if ema else self.backbone,
+            path=self.path,
+            parametrization=self.parametrization,
+            conditioner=self.conditioner,
+            sampler=self.sampler,
+            guidance=self.guidance,
+            autoencoder=self.autoencoder,
+            latent_shape=self.latent_shape,
+        )

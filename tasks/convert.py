@@ -18,13 +18,18 @@ from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
 from repalign.checkpoints.dit import DiTAdapter
 from repalign.checkpoints.repa import REPAAdapter
+from repalign.checkpoints.sra import SRAAdapter
+from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 
 FAMILIES = {
     "dit": lambda aligners, depth: DiTAdapter(),
     "sit": lambda aligners, depth: DiTAdapter(),
+    "layer_sync": lambda aligners, depth: DiTAdapter(),
     "repa": lambda aligners, depth: REPAAdapter(aligners, depth),
+    "sra": lambda aligners, depth: SRAAdapter(aligners),
+    "u_repa": lambda aligners, depth: URepaAdapter(aligners),
 }
 FORMAT = "repalign"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -27,8 +27,15 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 n n"] | None = None) -> Tensor:
+        """Attend; where ``mask`` is given, query i sees key j only if mask[..., i, j] is true."""
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         # The norm runs in float32 under autocast; attention wants one precision for all three.
-        mixed = F.scaled_dot_product_attention(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v)
+        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+def same_group(groups: Int[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+    """The attention mask under which tokens see those of their own group alone, for all heads."""
+    return (groups.unsqueeze(2) == groups.unsqueeze(1)).unsqueeze(1)

@@ -34,7 +34,7 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid of the time and a two-layer SiLU MLP: [B] -> [B, D].
+    """Sinusoid of the time and a two-layer SiLU MLP: [B] -> [B, D], or [B, N] -> [B, N, D] for a time of each token.
 
     The sinusoid is [cos(t w_k), sin(t w_k)] with w_k = max_period^(-k / (frequencies/2)), in float32 whatever the
     precision of the rest (ADM, DiT). The scale of t is the caller's: SiT feeds [0, 1], DiT feeds 0..999.
@@ -51,15 +51,20 @@ class TimeEmbedding(nn.Module):
         """The two linear layers."""
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         half = self.frequencies // 2
         k = torch.arange(half, dtype=torch.float32, device=t.device)
         omega = torch.exp(-math.log(self.max_period) * k / half)
-        angle = t.float().unsqueeze(1) * omega
-        sinusoid = torch.cat([angle.cos(), angle.sin()], 1)
+        angle = t.float().unsqueeze(-1) * omega
+        sinusoid = torch.cat([angle.cos(), angle.sin()], -1)
         return self.mlp(sinusoid.to(self.linears[0].weight.dtype))
 
 
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:
     """Tokens whose channels run (row in patch, column in patch, channel) back to an image."""
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)
+
+
+def patchify(image: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n ppc"]:
+    """The inverse of :func:`unpatchify`: patches row by row, each (row in patch, column in patch, channel)."""
+    return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)

@@ -52,6 +52,7 @@ def assemble(cfg: DictConfig) -> Assembly:
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
     backbone = build(cfg.backbone, "backbone")(latent_shape=latent_shape, num_classes=data.num_classes)
+    backbone = build(cfg.tuning, "tuning")(backbone)
     module = build(cfg.method, "method")(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,

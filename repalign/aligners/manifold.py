@@ -23,7 +23,7 @@ class IntraManifold:
 
 
 class PooledManifold:
-    """Relations of the samples of this rank's batch, B x B: each is the mean of its normalised tokens, normalised again.
+    """Relations of the samples of this rank's batch, B x B: each the mean of its normalised tokens, normalised again.
 
     The entry of sample b is the mean over its row, so the mean over the batch is that over all pairs.
     """

@@ -120,9 +120,9 @@ class LatentNorm(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Images to raw latents and back; ``latent_shape`` is (C, H, W) for the data's image size."""
+    """Images to raw latents and back; ``norm`` is None where nobody has measured the latents."""
 
-    norm: LatentNorm
+    norm: LatentNorm | None
     downsampling: int
     channels: int
 

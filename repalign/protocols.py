@@ -13,7 +13,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from repalign.state import Coefficients, Cond, Draw, Gaussian, Output, PathSample, State, Step, Tokens, TokenSpec
+from repalign.state import (
+    Coefficients,
+    Cond,
+    Draw,
+    Gaussian,
+    Output,
+    PathSample,
+    State,
+    Step,
+    TextStates,
+    Tokens,
+    TokenSpec,
+)
 
 
 class Randomness(Protocol):
@@ -110,6 +122,15 @@ class Encoder(Protocol):
     spec: TokenSpec
 
     def __call__(self, images: Tensor) -> Tokens: ...
+
+
+class TextEncoder(Protocol):
+    """A frozen language model with its own tokenizer: captions -> token states, mask and perhaps a pooled vector."""
+
+    spec: TokenSpec
+    fingerprint: str  # changes with weights, tokenizer and options: the name under which states may be stored
+
+    def __call__(self, captions: Sequence[str]) -> TextStates: ...
 
 
 class LatentNorm(Protocol):

@@ -49,6 +49,11 @@ class KLAutoencoder(nn.Module, ABC):
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         """Raw latents -> pictures in [-1, 1] that may overshoot: what a reconstruction loss needs its gradient from."""
 
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight: where an adaptive adversarial term compares gradients."""
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Gaussian:
         """Pictures in [0, 1] -> posterior over raw latents."""
         return from_log_variance(self.moments(images * 2 - 1))

@@ -79,3 +79,7 @@ class SDAutoencoder(KLAutoencoder):
 
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(self.post_quant_conv(raw))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder.get_parameter("conv_out.weight")

@@ -82,6 +82,10 @@ class SmallKLAutoencoder(KLAutoencoder):
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(raw)
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder[-2].get_parameter("weight")  # before the last pixel shuffle
+
     def _stored_norm(self) -> LatentNorm | None:
         mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
         if isinstance(mean, list) and isinstance(std, list):

@@ -14,7 +14,7 @@ from repalign.autoencoders.small_kl import SmallKLAutoencoder
 from repalign.autoencoders.statistics import measure
 from repalign.errors import UserError
 from repalign.objectives.reconstruction import Reconstruction
-from repalign.objectives.reconstruction import kl_divergence as divergence
+from repalign.objectives.regularizers import kl_divergence as divergence
 from repalign.random import SampleRandom
 from repalign.state import Gaussian
 

@@ -13,7 +13,7 @@ from repalign.autoencoders.kl_vae import SDAutoencoder
 from repalign.autoencoders.latent_norm import ScaleShift
 from repalign.autoencoders.posterior import from_log_variance
 from repalign.autoencoders.weights import load_exactly
-from repalign.objectives.reconstruction import kl_divergence
+from repalign.objectives.regularizers import kl_divergence
 from tests.golden.runner import Case, kind, only_keys
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from lightning_modules.base import RunModule
+from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
     Autoencoder,
     Backbone,
@@ -34,7 +35,7 @@ class DiffusionModule(RunModule):
         objective: the training loss.
         path, parametrization: what sampling needs to know of the objective.
         conditioner: batch -> conditions.
-        autoencoder: images <-> latents; frozen.
+        autoencoder: images <-> latents.
         encoders: frozen representations by name.
         aligners: factories by name; each is called with ``tap_specs`` and ``features`` and returns an ``Aligner``.
         sampler, guidance: how previews and samples are drawn.
@@ -45,7 +46,12 @@ class DiffusionModule(RunModule):
 
     Raises:
         UserError: when the parts do not make this method (see :meth:`contract`).
+
+    Attributes:
+        trains_autoencoder: whether the method trains the autoencoder as well; else it is frozen.
     """
+
+    trains_autoencoder: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -71,21 +77,23 @@ class DiffusionModule(RunModule):
         features: dict[str, TokenSpec] = {name: encoder.spec for name, encoder in encoders.items()}
         built = {name: make(tap_specs=backbone.tap_specs, features=features) for name, make in aligners.items()}
         self.trained = nn.ModuleDict({"backbone": backbone, "aligners": nn.ModuleDict(built)})
+        if isinstance(autoencoder.norm, nn.Module) and autoencoder.norm.state_dict():
+            self.trained["norm"] = autoencoder.norm  # statistics that follow the latents, averaged like the weights
         self.ema = EMA(self.trained, ema_decay, ema_warmup)
         # Frozen parts follow the module to its device but stay out of the checkpoint.
         self.frozen = nn.ModuleDict(
-            {
-                **{f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)},
-                **({"autoencoder": autoencoder} if isinstance(autoencoder, nn.Module) else {}),
-            }
+            {f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)}
         )
+        self.stage = nn.ModuleDict()  # of the first stage, where it is trained too; not averaged
+        if isinstance(autoencoder, nn.Module):
+            (self.stage if self.trains_autoencoder else self.frozen)["autoencoder"] = autoencoder
         self.frozen.requires_grad_(False).eval()
         self.objective = objective
         self.path = path
         self.parametrization = parametrization
         self.conditioner = conditioner
         self.encoders = dict(encoders)
-        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once, among the frozen
+        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once
         self.sampler = sampler
         self.guidance = guidance
         self.latent_shape = latent_shape
@@ -105,7 +113,7 @@ class DiffusionModule(RunModule):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """The frozen autoencoder."""
+        """The autoencoder."""
         return self._autoencoder["autoencoder"]
 
     def contract(self) -> None:
@@ -119,13 +127,16 @@ class DiffusionModule(RunModule):
         """Frozen parts and the average stay in evaluation mode."""
         super().train(mode)
         self.frozen.eval()
+        self.trained.train(mode)  # statistics of latents belong to a frozen autoencoder too, but they move
         self.ema.eval()
         return self
 
     def generator(self, ema: bool = True) -> ImageGenerator:
-        """Everything that sampling needs, around the averaged or the live weights."""
+        """Everything that sampling needs, around the averaged or the live weights and latent statistics."""
+        owner = self.ema.module if ema else self.trained
         return ImageGenerator(
-            backbone=self.ema.module["backbone"] if ema else self.backbone,
+            backbone=owner["backbone"],
+            norm=owner["norm"] if "norm" in owner else require_norm(self.autoencoder),
             path=self.path,
             parametrization=self.parametrization,
             conditioner=self.conditioner,

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
     Autoencoder,
     Backbone,
     Conditioner,
     Field,
     Guidance,
+    LatentNorm,
     Parametrization,
     Path,
     Randomness,
@@ -34,6 +34,7 @@ class ImageGenerator:
     conditioner: Conditioner
     sampler: Sampler
     guidance: Guidance
+    norm: LatentNorm
     autoencoder: Autoencoder
     latent_shape: tuple[int, int, int]
 
@@ -48,4 +49,4 @@ class ImageGenerator:
         field = self.guidance(bind, cond, self.conditioner.null(len(labels), labels.device))
         latent = self.sampler(field, random.normal("x_1", self.latent_shape), random)
         assert isinstance(latent, Tensor), "an image generator samples one stream"
-        return self.autoencoder.decode(require_norm(self.autoencoder).denormalize(latent.float()))
+        return self.autoencoder.decode(self.norm.denormalize(latent.float()))

@@ -51,8 +51,8 @@ NETWORK_KEYS = (
 )
 
 
-def build_network(config: Mapping[str, Any], state: StateDict, extra_keys: Sequence[str] = ()) -> DiT:
-    """The transformer of DiT, SiT and REPA with imported weights, in evaluation mode.
+def build_network(config: Mapping[str, Any], state: StateDict, extra_keys: Sequence[str] = (), **options: Any) -> DiT:
+    """The transformer of DiT, SiT and REPA with imported weights, in evaluation mode; ``options`` are ours.
 
     ``learn_sigma`` is the officials' switch for a variance half in the output; REPA has none.
     """
@@ -69,6 +69,7 @@ def build_network(config: Mapping[str, Any], state: StateDict, extra_keys: Seque
         mlp_ratio=config.get("mlp_ratio", 4.0),
         qk_norm=config.get("qk_norm", False),
         variance_head=config.get("learn_sigma", False),
+        **options,
     )
     network.load_state_dict(state)
     return network.eval()

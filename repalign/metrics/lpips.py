@@ -109,10 +109,9 @@ class LPIPS(nn.Module):
 
     def _fill_features(self, file: Path) -> None:
         held = _read(file, VGG_KEY, "REPALIGN_VGG16", f"{VGG_FILE}, torchvision's ImageNet weights of VGG16")
-        kept = {key.removeprefix("features."): value for key, value in held.items() if key.startswith("features.")}
-        own = self.features.state_dict()
-        _check({k: v.shape for k, v in own.items()}, {k: v.shape for k, v in kept.items()}, file, VGG_KEY)
-        self.features.load_state_dict(kept)
+        wanted = {f"features.{name}": value.shape for name, value in self.features.state_dict().items()}
+        _check(wanted, {name: value.shape for name, value in held.items()}, file, VGG_KEY)
+        self.features.load_state_dict({name.removeprefix("features."): held[name] for name in wanted})
 
     def _fill_heads(self, file: Path) -> None:
         held = _read(file, HEADS_KEY, "REPALIGN_LPIPS", "vgg.pth of LPIPS 0.1, which comes with torchmetrics")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,9 +139,8 @@ def _read(file: Path, key: str, variable: str, what: str) -> dict[str, Tensor]:
         )
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{key}: '{file}' cannot be read ({reason}); expected {what}") from error
+    except Exception as error:  # the reader raises many kinds; to the person they are one
+        raise UserError(f"{key}: '{file}' cannot be read ({type(error).__name__}); expected {what}") from error
 
 
 def _check(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], file: Path, key: str) -> None:

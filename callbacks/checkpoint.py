@@ -45,8 +45,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """Complete training checkpoints of a run, oldest first."""
-    found = [p for p in (run_dir / "checkpoints").glob("step_*.ckpt") if _NAME.search(p.name)]
-    return sorted(found, key=lambda p: int(_NAME.search(p.name)[1]))  # type: ignore[index]
+    return sorted((p for p in (run_dir / "checkpoints").glob("step_*.ckpt") if _NAME.search(p.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    found = _NAME.search(checkpoint.name)
+    assert found is not None, f"'{checkpoint}' is not named step_<number>.ckpt"
+    return int(found[1])
 
 
 class RunCheckpoint(Checkpoint):

@@ -131,9 +131,13 @@ class Autoencoder(Protocol):
 
 
 class Conditioner(Protocol):
-    """From a batch to the backbone's conditions, and the null condition that guidance and dropout use."""
+    """From a batch to the backbone's conditions, and the null condition that guidance uses.
 
-    def __call__(self, batch: Mapping[str, Any]) -> Cond: ...
+    ``drop`` says which samples lose which condition (what :meth:`draw_drop` draws); names that are not the
+    conditioner's are other parts' business.
+    """
+
+    def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond: ...
     def null(self, batch: int, device: torch.device) -> Cond: ...
     def draw_drop(self, random: Randomness) -> Mapping[str, Tensor]: ...  # name -> bool [B]
 

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,23 +15,41 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
+from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
+from tasks.roll_back import roll_back, roll_backs, seed_after
 
+# What a module that runs its phases by hand does itself, and Lightning refuses to be told as well.
 BY_HAND = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+# Every phase leaves the parameters of the others without a gradient.
+STRATEGY_BY_HAND = {"ddp": "ddp_find_unused_parameters_true"}
 
 
 def run(cfg: DictConfig) -> None:
-    """Compose, prepare the data, train.
+    """Compose, prepare the data, train; after a collapse that the guard may mend, once more from before it.
 
     Raises:
         UserError: one line for whatever the person can mend.
     """
-    started = time.time()
     _quiet()
+    while True:
+        try:
+            return attempt(cfg)
+        except Collapsed as collapse:
+            roll_back(collapse, Path(cfg.run_dir), cfg.seed)
+
+
+def attempt(cfg: DictConfig) -> None:
+    """One training, from the newest checkpoint of its run folder if there is one.
+
+    Raises:
+        Collapsed: when the guard stopped it.
+    """
+    started = time.time()
     run_dir = Path(cfg.run_dir)
     checkpoint = find_checkpoint(cfg.resume, run_dir)
     done = 0 if checkpoint is None else _step_of(checkpoint)
@@ -39,12 +58,14 @@ def run(cfg: DictConfig) -> None:
         return
     rank_zero_only(show_config)(cfg)
     assembly = assemble(cfg)
+    assembly.module.seed = seed_after(roll_backs(run_dir), cfg.seed)
     _describe(cfg, run_dir)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
-    # A module that runs phases by hand clips and accumulates by itself; Lightning refuses to be told to as well.
-    by_hand = {} if assembly.module.automatic_optimization else BY_HAND
+    by_hand: dict[str, Any] = {}
+    if not assembly.module.automatic_optimization:
+        by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **by_hand,
         logger=loggers,

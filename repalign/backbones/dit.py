@@ -34,6 +34,8 @@ class DiT(nn.Module):
         qk_norm: normalise queries and keys of each head.
         variance_head: predict C more channels, given as ``Output.heads["variance"]``; DiT trains them, SiT's official
             code computes and drops them.
+        train_positions: train the positions from their sine-cosine values on. DiT, SiT and REPA keep them fixed;
+            REPA-E's official joint run trains them, because it unfreezes every parameter after the autoencoder's pass.
 
     Raises:
         ValueError: when the patch does not divide the latent or the heads do not divide the width.
@@ -53,11 +55,15 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         qk_norm: bool = False,
         variance_head: bool = False,
+        train_positions: bool = False,
     ) -> None:
         super().__init__()
         self.io = PatchIO(latent_shape, patch, dim, variance_head)
         self.pos_embed: Tensor
-        self.register_buffer("pos_embed", sincos_2d(dim, self.io.grid))
+        if train_positions:
+            self.register_parameter("pos_embed", nn.Parameter(sincos_2d(dim, self.io.grid)))
+        else:
+            self.register_buffer("pos_embed", sincos_2d(dim, self.io.grid))
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, qk_norm) for _ in range(depth))

@@ -26,8 +26,11 @@ class LabelConditioner:
         self.num_classes = num_classes
         self.drop = drop
 
-    def __call__(self, batch: Mapping[str, Any]) -> Cond:
-        return Cond(label=batch["label"])
+    def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
+        cond = Cond(label=batch["label"])
+        if not drop or "label" not in drop:
+            return cond
+        return cond.where(drop["label"], self.null(len(batch["label"]), batch["label"].device))
 
     def null(self, batch: int, device: torch.device) -> Cond:
         """The null condition for a batch."""

@@ -82,7 +82,14 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
     return compute
 
 
-def training_losses(
+def draw_of(objective: Objective, conditioner: Conditioner, x_0: State, random: Randomness) -> Draw:
+    """Everything random in a step: times and noise of the objective, dropped conditions of the conditioner."""
+    draw = objective.draw(x_0, random)
+    return Draw(draw.t, draw.eps, {**draw.drop, **conditioner.draw_drop(random)})
+
+
+def losses_at(
+    draw: Draw,
     *,
     backbone: Backbone,
     objective: Objective,
@@ -91,27 +98,48 @@ def training_losses(
     encoders: Mapping[str, Encoder],
     x_0: State,
     batch: Batch,
-    random: Randomness,
     teacher: Backbone | None = None,
-) -> Losses:
-    """Losses of a batch: total = sum of the objective's means + sum over aligners of weight x mean.
+    only_taps: bool = False,
+) -> dict[str, Tensor]:
+    """Batch means of every loss at a given draw, unweighted: the objective's by their names, ``align/<name>``.
 
-    The terms are named as the objective names them, and ``align/<name>`` for the aligners (unweighted).
+    Args:
+        draw: times, noise, dropped conditions.
+        backbone: that predicts.
+        objective: whose losses are taken.
+        conditioner: from batch and dropped names to conditions.
+        aligners: by name; without any, no encoder is read.
+        encoders: by name.
+        x_0: normalised latents.
+        batch: labels, and pictures or cached features.
+        teacher: averaged backbone, for aligners that read one.
+        only_taps: stop after the last hidden state that an aligner wants; the objective's own losses are left out.
     """
-    cond = conditioner(batch)
-    draw = objective.draw(x_0, random)
-    drop = conditioner.draw_drop(random)
-    draw = Draw(draw.t, draw.eps, {**draw.drop, **drop})
-    null = conditioner.null(random.batch, batch["label"].device)
-    for dropped in drop.values():
-        cond = cond.where(dropped, null)
-
+    cond = conditioner(batch, draw.drop)
     taps = tuple(dict.fromkeys(tap for aligner in aligners.values() for tap in aligner.taps))
-    step = objective(backbone, x_0, cond, draw, taps=taps)
+    step = objective(backbone, x_0, cond, draw, taps=taps, only_taps=only_taps)
     context = StepContext(images_of(batch), x_0, cond, draw, step, backbone, teacher, features_of(batch, encoders))
     terms = {name: loss.mean() for name, loss in step.losses.items()}
-    total = torch.stack(list(terms.values())).sum()
-    for name, aligner in aligners.items():
-        terms[f"align/{name}"] = aligner(context).mean()
-        total = total + aligner.weight * terms[f"align/{name}"]
-    return Losses(total, terms)
+    return terms | {f"align/{name}": aligner(context).mean() for name, aligner in aligners.items()}
+
+
+def total_of(terms: Mapping[str, Tensor], aligners: Mapping[str, Aligner]) -> Tensor:
+    """Sum of the objective's terms + sum over aligners of weight x term."""
+    own = [term for name, term in terms.items() if not name.startswith("align/")]
+    weighted = [aligner.weight * terms[f"align/{name}"] for name, aligner in aligners.items()]
+    return torch.stack([*own, *weighted]).sum()
+
+
+def training_losses(
+    *,
+    objective: Objective,
+    conditioner: Conditioner,
+    aligners: Mapping[str, Aligner],
+    x_0: State,
+    random: Randomness,
+    **parts: Any,
+) -> Losses:
+    """Losses of a batch: a draw, every term at it (:func:`losses_at` has the arguments), their weighted sum."""
+    draw = draw_of(objective, conditioner, x_0, random)
+    terms = losses_at(draw, objective=objective, conditioner=conditioner, aligners=aligners, x_0=x_0, **parts)
+    return Losses(total_of(terms, aligners), terms)

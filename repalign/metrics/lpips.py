@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,10 +108,9 @@ class LPIPS(nn.Module):
 
     def _fill_features(self, file: Path) -> None:
         held = _read(file, VGG_KEY, "REPALIGN_VGG16", f"{VGG_FILE}, torchvision's ImageNet weights of VGG16")
-        kept = {key.removeprefix("features."): value for key, value in held.items() if key.startswith("features.")}
-        own = self.features.state_dict()
-        _check({k: v.shape for k, v in own.items()}, {k: v.shape for k, v in kept.items()}, file, VGG_KEY)
-        self.features.load_state_dict(kept)
+        wanted = {f"features.{name}": value.shape for name, value in self.features.state_dict().items()}
+        _check(wanted, {name: value.shape for name, value in held.items()}, file, VGG_KEY)
+        self.features.load_state_dict({name.removeprefix("features."): held[name] for name in wanted})
 
     def _fill_heads(self, file: Path) -> None:
         held = _read(file, HEADS_KEY, "REPALIGN_LPIPS", "vgg.pth of LPIPS 0.1, which comes with torchmetrics")
@@ -141,9 +139,8 @@ def _read(file: Path, key: str, variable: str, what: str) -> dict[str, Tensor]:
         )
     try:
         return dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{key}: '{file}' cannot be read ({reason}); expected {what}") from error
+    except Exception as error:  # the reader raises many kinds; to the person they are one
+        raise UserError(f"{key}: '{file}' cannot be read ({type(error).__name__}); expected {what}") from error
 
 
 def _check(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], file: Path, key: str) -> None:

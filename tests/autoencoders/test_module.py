@@ -14,7 +14,10 @@ from lightning_modules.autoencoder import AutoencoderModule
 from repalign.autoencoders.pixels import Pixels
 from repalign.autoencoders.small_kl import SmallKLAutoencoder
 from repalign.errors import UserError
+from repalign.objectives.first_stage import FirstStage
 from repalign.objectives.reconstruction import Reconstruction
+from repalign.objectives.regularizers import KLRegularizer
+from repalign.training.phase import Phase
 from repalign.training.schedule import WarmupCosine, warmup_cosine
 
 PICTURES = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -41,9 +44,17 @@ def module(seed=0):
     torch.manual_seed(0)
     return AutoencoderModule(
         autoencoder=SmallKLAutoencoder(weights="random", width=16),
-        objective=Reconstruction(),
-        optimizer=partial(torch.optim.AdamW, lr=1e-2),
-        scheduler=partial(warmup_cosine, steps=12, warmup=2),
+        objective=FirstStage(
+            reconstruction=Reconstruction(mse=1.0, regularizer=KLRegularizer(weight=1e-3, reduction="mean"))
+        ),
+        phases={
+            "autoencoder": Phase(
+                trains=["autoencoder"],
+                optimizer=partial(torch.optim.AdamW, lr=1e-2),
+                scheduler=partial(warmup_cosine, steps=12, warmup=2),
+                clip=1.0,
+            )
+        },
         seed=seed,
     )
 
@@ -57,7 +68,6 @@ def fit(trained, folder, steps=12):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        gradient_clip_val=1.0,
         callbacks=[ReconstructionGrid(every=8, columns=4, rows=2)],
     )
     trainer.fit(trained, datamodule=Data())
@@ -72,10 +82,16 @@ def fit(trained, folder, steps=12):
 )
 def test_trains_and_exports(tmp_path):
     trained = module()
-    untrained = copy.deepcopy(trained.trained)
+    untrained = copy.deepcopy(trained.autoencoder)
     fit(trained, tmp_path)
     assert trained.progress.step == 12
-    assert {"train/loss", "train/l1", "train/mse", "train/kl", "train/grad_norm"} <= trained.finished_terms.keys()
+    assert {
+        "train/loss",
+        "train/l1",
+        "train/mse",
+        "train/kl",
+        "train/grad_norm/autoencoder",
+    } <= trained.finished_terms.keys()
 
     loaded = SmallKLAutoencoder(weights=tmp_path / "autoencoder.safetensors", width=16).eval()
     images = PICTURES.float() / 255
@@ -93,7 +109,14 @@ def test_trains_and_exports(tmp_path):
 
 def test_needs_weights_to_train():
     with pytest.raises(UserError, match="AutoencoderModule: Pixels has no weights to train; set autoencoder=small_kl"):
-        AutoencoderModule(autoencoder=Pixels(), objective=Reconstruction(), optimizer=torch.optim.AdamW)
+        AutoencoderModule(autoencoder=Pixels(), objective=module().objective, phases=module().phases)
+
+
+def test_phases_and_adversarial_term_go_together():
+    plain = module()
+    phases = {**plain.phases, "discriminator": Phase(trains=["discriminator"], optimizer=torch.optim.AdamW)}
+    with pytest.raises(UserError, match="set method=autoencoder for an objective without one"):
+        AutoencoderModule(autoencoder=plain.autoencoder, objective=plain.objective, phases=phases)
 
 
 def test_warmup_then_cosine():

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -43,6 +43,8 @@ class AutoencoderModule(Joint):
     Raises:
         UserError: when the autoencoder cannot be trained, or phases and objective do not fit.
     """
+
+    trains_autoencoder: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -46,12 +46,7 @@ class DiffusionModule(RunModule):
 
     Raises:
         UserError: when the parts do not make this method (see :meth:`contract`).
-
-    Attributes:
-        trains_autoencoder: whether the method trains the autoencoder as well; else it is frozen.
     """
-
-    trains_autoencoder: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -55,8 +55,8 @@ class REPAE(DiffusionModule, Joint):
         adversarial, perceptual = first_stage.adversarial, first_stage.reconstruction.perceptual
         self.require(
             ("discriminator" in self.phases) == (adversarial is not None),
-            "an adversarial term and a phase 'discriminator' go together; set both, or "
-            "method.first_stage.adversarial=null and ~method.phases.discriminator",
+            "an adversarial term and a phase 'discriminator' go together; set both, or leave both out by "
+            "ablation=repa_e_no_gan",
         )
         if adversarial is not None:
             self.stage["discriminator"] = adversarial.discriminator

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from lightning_modules.generative import Generative
+from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Encoder
@@ -41,7 +41,7 @@ def assemble(cfg: DictConfig) -> Assembly:
     data = build(cfg.data, "data")
     autoencoder = build(cfg.autoencoder, "autoencoder")
     make_module = build(cfg.method, "method")
-    if issubclass(make_module.func, Generative):
+    if issubclass(make_module.func, DiffusionModule):
         require_norm(autoencoder)
     if data.image_size % autoencoder.downsampling:
         raise UserError(
@@ -65,10 +65,15 @@ def assemble(cfg: DictConfig) -> Assembly:
         latent_shape=latent_shape,
     )
     module.run_dir = Path(cfg.run_dir)
+    if module.trains_autoencoder and data.cache_latents:
+        raise UserError(
+            f"data.cache_latents: {type(module).__name__} trains the autoencoder, so stored latents would soon be "
+            "those of another one; set data.cache_latents=false (data=latents has no pictures to train it on)"
+        )
     return Assembly(data, autoencoder, encoders, module)
 
 
-def load_weights(module: Generative, path: str | Path) -> None:
+def load_weights(module: DiffusionModule, path: str | Path) -> None:
     """Weights and average of a training checkpoint (.ckpt), or weights that ``task=convert`` wrote (.safetensors).
 
     Raises:

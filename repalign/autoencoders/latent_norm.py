@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -93,6 +93,7 @@ def statistics_from_file(path: str | Path | None) -> ScaleShift | None:
     Values may have any shape with C (or one) elements. What is read, the first that is there:
 
     - ``mean`` and ``std``: ``statistics.safetensors`` of ``task=precompute``, LightningDiT's ``latents_stats.pt``;
+    - ``latent_mean`` and ``latent_std`` in the metadata of weights that training an autoencoder wrote;
     - ``latents_scale`` = 1 / std and ``latents_bias`` = mean: REPA-E's ``<vae>-latents-stats.pt``;
     - ``latents_mean`` and ``latents_std``: ``config.json`` of a diffusers autoencoder (a ``scaling_factor`` beside them
       is not applied, as in most of its pipelines; SDXL's multiplies by it);
@@ -139,6 +140,7 @@ def require_norm(autoencoder: Autoencoder) -> LatentNorm:
 
 _LAYOUTS = {
     ("mean", "std"): Statistics,
+    ("latent_mean", "latent_std"): Statistics,
     ("latents_scale", "latents_bias"): ScaleShift,
     ("latents_mean", "latents_std"): Statistics,
 }
@@ -152,7 +154,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         )
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            with safe_open(file, framework="pt") as opened:
+                provenance = json.loads((opened.metadata() or {}).get("provenance", "{}"))
+            return provenance if "latent_mean" in provenance else load_file(file)
         if file.suffix == ".json":
             held = json.loads(file.read_text(encoding="utf-8"))
         else:

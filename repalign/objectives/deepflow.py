@@ -86,8 +86,8 @@ class DeepSupervision:
         if t.ndim != 2 or not branches == times == len(self.weights):
             raise UserError(
                 f"objective.weights: {len(self.weights)} branches are weighted, the backbone has {branches} "
-                f"({type(backbone).__name__}) and time_sampler gives {times} time(s) a sample; choose backbone=deepflow_*, "
-                "clock=native, time_sampler=ladder and one weight a branch"
+                f"({type(backbone).__name__}) and time_sampler gives {times} time(s) a sample; choose "
+                "backbone=deepflow_*, clock=native, time_sampler=ladder and one weight a branch"
             )
 
 

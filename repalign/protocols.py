@@ -46,6 +46,8 @@ class Backbone(Protocol):
     ``tap_specs`` names the hidden states on offer: ``block.8`` is the output of the 8th block (1-based, as papers
     print it), ``encoder.8``, ``mid``, ``block.8/text``. ``uses_carry`` says that the output holds a ``carry`` which
     makes a later call cheaper (DDT's shared encoder, a key-value cache); a batch then may not change its size.
+    A deeply supervised network takes a time for each of its K branches and says so by an attribute ``branches``; one
+    without the attribute has a single branch.
     """
 
     tap_specs: Mapping[str, TokenSpec]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
+from repalign.checkpoints.deepflow import DeepFlowAdapter
 from repalign.checkpoints.dit import DiTAdapter
 from repalign.checkpoints.repa import REPAAdapter
 from repalign.errors import UserError, unknown_choice
@@ -25,6 +26,7 @@ FAMILIES = {
     "dit": lambda aligners, depth: DiTAdapter(),
     "sit": lambda aligners, depth: DiTAdapter(),
     "repa": lambda aligners, depth: REPAAdapter(aligners, depth),
+    "deepflow": lambda aligners, depth: DeepFlowAdapter(aligners),
 }
 FORMAT = "repalign"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
 from repalign.checkpoints.dit import KEYS
-from repalign.checkpoints.keys import StateDict
+from repalign.checkpoints.keys import KeyMap, StateDict
 from repalign.errors import UserError
 
 
@@ -23,6 +24,8 @@ class REPAAdapter:
     Raises:
         UserError: when the file has more projectors than ``aligners`` names, or legacy keys without a depth.
     """
+
+    trunk: ClassVar[KeyMap] = KEYS
 
     def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:
         self.aligners = list(aligners)
@@ -45,11 +48,11 @@ class REPAAdapter:
                 )
             head = parts.setdefault(f"aligners.{self.aligners[index]}.head", {})
             head["layers." + key[projector.end() :]] = value
-        return {"backbone": KEYS.to_house(trunk), **parts}
+        return {"backbone": self.trunk.to_house(trunk), **parts}
 
     def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]:
         """The official state dict: trunk and projectors."""
-        official = KEYS.to_official(parts["backbone"])
+        official = self.trunk.to_official(parts["backbone"])
         for index, name in enumerate(self.aligners):
             for key, value in parts.get(f"aligners.{name}.head", {}).items():
                 official[f"projectors.{index}.{key.removeprefix('layers.')}"] = value

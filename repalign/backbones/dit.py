@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repalign.backbones.taps import TapCollector
 from repalign.nn.blocks import DiTBlock, Modulation, modulate
-from repalign.nn.embed import TimeEmbedding, sincos_2d
+from repalign.nn.embed import TimeEmbedding, positions_2d
 from repalign.nn.init import xavier_linear_, xavier_patchify_, zero_
 from repalign.nn.token_io import PatchIO
 from repalign.state import Cond, Output, Tokens, TokenSpec
@@ -59,11 +59,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         self.io = PatchIO(latent_shape, patch, dim, variance_head)
-        self.pos_embed: Tensor
-        if train_positions:
-            self.register_parameter("pos_embed", nn.Parameter(sincos_2d(dim, self.io.grid)))
-        else:
-            self.register_buffer("pos_embed", sincos_2d(dim, self.io.grid))
+        self.pos_embed = positions_2d(dim, self.io.grid, train_positions)
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, qk_norm) for _ in range(depth))

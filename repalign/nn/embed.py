@@ -63,3 +63,9 @@ class TimeEmbedding(nn.Module):
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:
     """Tokens whose channels run (row in patch, column in patch, channel) back to an image."""
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)
+
+
+def positions_2d(dim: int, grid: tuple[int, int], trained: bool) -> Tensor:
+    """Sine-cosine positions as a part of a module: a parameter when they are trained, else a buffer."""
+    table = sincos_2d(dim, grid)
+    return nn.Parameter(table) if trained else nn.Buffer(table)

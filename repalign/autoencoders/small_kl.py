@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.kl import KLAutoencoder
-from repalign.autoencoders.latent_norm import Statistics
 from repalign.autoencoders.weights import load_exactly, read_weights
 from repalign.errors import UserError
 from repalign.protocols import LatentNorm
@@ -74,19 +73,13 @@ class SmallKLAutoencoder(KLAutoencoder):
         if weights != "random":
             tensors, self.provenance = read_weights(weights)
             load_exactly(self, tensors, weights)
-        self.norm = self._stored_norm() if norm is None else norm
+        self.norm = self.stored_norm() if norm is None else norm
 
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
         return self.encoder(signed)
 
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(raw)
-
-    def _stored_norm(self) -> LatentNorm | None:
-        mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
-        if isinstance(mean, list) and isinstance(std, list):
-            return Statistics(mean, std)
-        return None
 
 
 def _encoder(widths: list[int], channels: int) -> nn.Sequential:

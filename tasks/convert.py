@@ -21,6 +21,8 @@ from repalign.checkpoints.dit import DiTAdapter
 from repalign.checkpoints.repa import REPAAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
+from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
+from tasks.convert_autoencoder import convert_autoencoder
 
 FAMILIES = {
     "dit": lambda aligners, depth: DiTAdapter(),
@@ -32,14 +34,18 @@ FORMAT = "repalign"
 
 
 def run(cfg: DictConfig) -> None:
-    """Convert one file; the composed experiment gives the architecture that the weights must fit.
+    """Convert one file; the composed experiment, or its autoencoder, gives the architecture that the weights must fit.
 
     Raises:
         UserError: unknown family or direction, unreadable file, weights of another architecture.
     """
     task = cfg.task
+    if task.family in AUTOENCODERS:
+        return convert_autoencoder(cfg)
     if task.family not in FAMILIES:
-        raise unknown_choice("task.family", task.family, FAMILIES, "family of checkpoints")
+        raise unknown_choice("task.family", task.family, (*FAMILIES, *AUTOENCODERS), "family of checkpoints")
+    if task.input is None:
+        raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
     if not source.is_file():
         raise UserError(f"task.input: no file '{source}'")

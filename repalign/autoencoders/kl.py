@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from repalign.autoencoders.latent_norm import Statistics
 from repalign.autoencoders.posterior import from_log_variance
 from repalign.autoencoders.weights import fingerprint_of, write_weights
 from repalign.protocols import LatentNorm
@@ -63,13 +64,20 @@ class KLAutoencoder(nn.Module, ABC):
         assert isinstance(raw, Tensor), "a KL autoencoder decodes one stream"
         return ((self.decode_unclamped(raw) + 1) / 2).clamp(0, 1)
 
+    def stored_norm(self) -> LatentNorm | None:
+        """The norm by the statistics that :meth:`save` stored with the weights; None when there are none."""
+        mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
+        if isinstance(mean, list) and isinstance(std, list):
+            return Statistics(mean, std)
+        return None
+
     def save(self, path: str | Path, provenance: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
         """Write the weights, with sizes and provenance in the file's metadata.
 
         Args:
             path: .safetensors.
-            provenance: plain values; ``latent_mean`` and ``latent_std`` (C numbers each) become the norm of a
-                :class:`repalign.autoencoders.small_kl.SmallKLAutoencoder` that loads the file.
+            provenance: plain values; ``latent_mean`` and ``latent_std`` (C numbers each) become the norm of an
+                autoencoder that loads the file and is given no other.
             dtype: of the stored tensors; float16 halves the file.
         """
         write_weights(self, path, {"autoencoder": {"class": type(self).__name__, **self.sizes}, **provenance}, dtype)

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.kl import KLAutoencoder
-from repalign.autoencoders.latent_norm import Statistics
 from repalign.autoencoders.weights import load_exactly, read_weights
 from repalign.errors import UserError
 from repalign.protocols import LatentNorm
@@ -74,7 +73,7 @@ class SmallKLAutoencoder(KLAutoencoder):
         if weights != "random":
             tensors, self.provenance = read_weights(weights)
             load_exactly(self, tensors, weights)
-        self.norm = self._stored_norm() if norm is None else norm
+        self.norm = self.stored_norm() if norm is None else norm
 
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
         return self.encoder(signed)
@@ -85,12 +84,6 @@ class SmallKLAutoencoder(KLAutoencoder):
     @property
     def last_layer(self) -> nn.Parameter:
         return self.decoder[-2].get_parameter("weight")  # before the last pixel shuffle
-
-    def _stored_norm(self) -> LatentNorm | None:
-        mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
-        if isinstance(mean, list) and isinstance(std, list):
-            return Statistics(mean, std)
-        return None
 
 
 def _encoder(widths: list[int], channels: int) -> nn.Sequential:

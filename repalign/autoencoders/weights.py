@@ -20,13 +20,15 @@ from repalign.errors import UserError, nearest
 KEY = "autoencoder.weights"
 PROVENANCE = "provenance"
 NORM = "norm."
+DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 
 def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and provenance of a weights file.
 
     Args:
-        path: .safetensors; or .pt, .ckpt, .bin, read without running code from the file. ``state_dict`` is unwrapped.
+        path: .safetensors; a diffusers folder; or .pt, .ckpt, .bin, read without running code from the file.
+            ``state_dict`` is unwrapped.
 
     Returns:
         The tensors by key, and the provenance that :func:`write_weights` stored ({} for foreign files).
@@ -39,7 +41,8 @@ def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, 
             f"{KEY}: not set; give the path of a weights file (conf/autoencoder/*.yaml say which one, and which "
             "environment variable may hold it), or 'random'"
         )
-    file = Path(path)
+    file = Path(path).expanduser()
+    file = file / DIFFUSERS if file.is_dir() else file
     if not file.is_file():
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(

@@ -1,14 +1,16 @@
 """Tasks after a training, and the options of a training, on tiny twins."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from callbacks.checkpoint import checkpoints_in
 from repalign.errors import UserError
-from tasks import convert, train
+from tasks import convert, reconstruct, train
 from tasks.build import assemble, load_weights
 from tasks.check import check_composition
 from tasks.launch import compose
@@ -39,6 +41,19 @@ def test_weights_survive_the_way_to_the_official_format_and_back(tmp_path):
     before, after = weights_of(tmp_path, trained), weights_of(tmp_path, back)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_reconstruct_scores_an_autoencoder_and_draws_it(tmp_path):
+    words = ["task=reconstruct", "debug=tiny", "run_name=run", "task.num_samples=20", "task.columns=4", "task.rows=1"]
+    cfg = compose([*words, f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"])
+    check_composition(cfg)
+    reconstruct.run(cfg)
+    written = json.loads((Path(cfg.run_dir) / "reconstruction.json").read_text())
+    assert {"l1", "psnr", "ssim", "fd_lite0"} <= written["metrics"].keys() and written["num_samples"] == 20
+    with Image.open(Path(cfg.run_dir) / "reconstruction.png") as grid:
+        assert grid.size == (4 * 34 + 2, 2 * 34 + 2)
+    with pytest.raises(UserError, match="autoencoder: Pixels restores pictures as they are"):
+        reconstruct.run(compose([*words, "autoencoder=pixels", f"paths.runs={tmp_path}"]))
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,8 @@ class BilinearTarget:
         image = rearrange(tokens.data, "b (h w) d -> b d h w", h=tokens.grid[0])
         image = F.interpolate(image, size=self.grid, mode="bilinear", align_corners=False)
         return Tokens(rearrange(image, "b d h w -> b (h w) d"), self.grid)
+
+
+def unwrapped(target: Target) -> Target:
+    """The target inside its resampling: what is aligned with, whatever its grid."""
+    return target.target if isinstance(target, BilinearTarget) else target

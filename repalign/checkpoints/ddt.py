@@ -50,6 +50,8 @@ class DDTAdapter:
         UserError: for keys of another family, or a file without the weights that are wanted.
     """
 
+    containers = ("state_dict",)
+
     def __init__(
         self,
         channels: int,

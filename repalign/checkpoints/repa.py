@@ -24,6 +24,8 @@ class REPAAdapter:
         UserError: when the file has more projectors than ``aligners`` names, or legacy keys without a depth.
     """
 
+    containers = ("model", "ema")
+
     def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:
         self.aligners = list(aligners)
         self.encoder_depth = encoder_depth

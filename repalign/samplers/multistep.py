@@ -18,12 +18,14 @@ MAX_ORDER = 4
 
 
 class LinearMultistep:
-    """x <- x + (t_next - t) sum_j c_j v_j over the last ``order`` slopes, of order ``order`` with one call a step.
+    """x <- x + (t_next - t) sum_j c_j v_j over the last ``order`` slopes, one call a step.
 
     c_j are the integrals over [t, t_next] of the Lagrange polynomials through the times of the slopes, over their sum
-    (:func:`multistep_weights`); the first steps have fewer slopes. On a uniform grid order 2 is Adams-Bashforth's
-    (-1/2, 3/2). A guided field's slopes are kept guided. Source: DDT (arXiv:2504.05741), the few-step sampler of its
-    code. Deviation: the times are those of the grid; the official code adds up its steps in float32.
+    (:func:`multistep_weights`). The error of a step is of order ``order`` + 1; the first steps have fewer slopes, and
+    the very first is Euler's, so that the whole is of second order at most unless the field is flat near the noise. On
+    a uniform grid order 2 is Adams-Bashforth's (-1/2, 3/2). A guided field's slopes are kept guided. Source: DDT
+    (arXiv:2504.05741), the few-step sampler of its code. Deviation: the times are those of the grid; the official code
+    adds up its steps in float32.
 
     Args:
         steps: number of steps.

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.protocols import Field, Parametrization, Path, Randomness, Sampler
-from repalign.samplers.similarity import choose_steps, read_similarity
+from repalign.samplers.similarity import choose_steps, read_similarity, step_similarity
 from repalign.state import Output, State
 
 
@@ -113,12 +115,55 @@ class SharedCarry:
         return x_0
 
 
+def shared(steps: int, sampler: Callable[..., Sampler], schedule: Schedule) -> SharedCarry:
+    """:class:`SharedCarry` around a sampler that is still to be made with its number of steps (for configurations)."""
+    return SharedCarry(sampler(steps=steps), schedule)
+
+
+class CarrySimilarity:
+    """A sampler that shares nothing and measures how alike the carries of its evaluations are.
+
+    Call it as the sampler that it holds, as often as there are batches; every batch counts by its number of samples.
+
+    Args:
+        sampler: the sampler that is to share later on.
+
+    Raises:
+        UserError: at a run, when the backbone has no carry, or when nothing has been sampled yet.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.total: Tensor | None = None
+        self.samples = 0
+
+    def __call__(
+        self, field: Field, x_1: State, random: Randomness, *, trace: Callable[[State], None] | None = None
+    ) -> State:
+        """Sample one batch."""
+        memory = CarryMemory(history=[])
+        x_0 = self.sampler(CarriedField(field, Every(1), memory), x_1, random, trace=trace)
+        assert memory.history is not None
+        count = len(memory.history[0])
+        measured = count * step_similarity(torch.stack(memory.history))
+        self.total = measured if self.total is None else self.total + measured
+        self.samples += count
+        return x_0
+
+    def mean(self) -> Float[Tensor, "n n"]:
+        """The similarity over all samples, under guidance over both halves of each batch."""
+        if self.total is None:
+            raise UserError("sampler: no sample has been drawn, so there is no similarity")
+        return (self.total / self.samples).cpu()
+
+
 @dataclass
 class CarryMemory:
-    """What a run remembers: its number of evaluations and the last carry."""
+    """What a run remembers: its number of evaluations, the last carry, and all carries when ``history`` is a list."""
 
     evaluations: int = 0
     carry: Any = None
+    history: list[Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,5 +210,7 @@ class CarriedField:
         output = self.field(x_t, t, None if anew else memory.carry)
         if anew:
             memory.carry = output.carry
+            if memory.history is not None:
+                memory.history.append(output.carry)
         memory.evaluations += 1
         return output

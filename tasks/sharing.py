@@ -53,7 +53,7 @@ def heat_map(similarity: torch.Tensor, rates: Sequence[float]) -> Figure:
     n = len(similarity)
     figure = Figure(figsize=(6, 6.4 + 0.25 * len(rates)), layout="constrained")
     matrix, chosen = figure.subplots(2, 1, sharex=True, height_ratios=[6, 0.4 * max(len(rates), 1)])
-    image = matrix.imshow(similarity, vmax=1, aspect="auto", origin="lower", interpolation="nearest")
+    image = matrix.imshow(similarity.numpy(), vmax=1, aspect="auto", origin="lower", interpolation="nearest")
     figure.colorbar(image, ax=matrix, label="mean cosine of the carries")
     matrix.set(ylabel="evaluation, from noise", title="similarity of the encoder's state between evaluations")
     for row, rate in enumerate(rates):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from repalign.backbones.improved_dit import ImprovedDiT
 from repalign.checkpoints.ddt import DDTAdapter
 from repalign.checkpoints.keys import StateDict
 from repalign.conditioners.label import LabelConditioner
+from repalign.encoders.preprocess import EncoderInput
+from repalign.encoders.weights import fill
 from repalign.nn.embed import sinusoid
 from repalign.nn.norm import RMSNorm
 from repalign.nn.rotary import Rotary2d, rotary_angles
@@ -31,7 +35,7 @@ from repalign.state import Cond, TokenSpec
 from repalign.training.step import training_losses
 from tests.golden.building import RecordedRandom, collect_gradients
 from tests.golden.kinds.repa import _StoredEncoder
-from tests.golden.kinds.repa_encoders import prepare, resampled
+from tests.golden.kinds.repa_encoders import card_of
 from tests.golden.kinds.sit import pick
 from tests.golden.runner import Case, kind, only_keys
 
@@ -212,9 +216,15 @@ def tap_of(network: DDT | ImprovedDiT, layer: int) -> str:
 @kind("ddt.encoder_input")
 def encoder_input(case: Case) -> dict[str, Tensor]:
     only_keys(case.config, ("image", "patch"))
-    height, width = case.config["image"]
-    if height != width or case.config["patch"] != 14:
-        raise ValueError(f"DINOv2's patch is 14 and images are squares here, found {dict(case.config)}")
-    # `prepare` takes bytes' values, as REPA's pictures come.
-    prepared = prepare("dinov2", 255 * case.inputs["raw_images"])
-    return {"encoder_input": prepared, "encoder_pos_embed": resampled("dinov2", case.inputs["pos_embed"], height)}
+    card, patch, positions = card_of("dinov2"), case.config["patch"], case.inputs["pos_embed"]
+    # The official code looks at pictures of 224/256 of their size, whatever the patch.
+    height, width = (int(224 * side / 256) for side in case.config["image"])
+    prepared = EncoderInput(card.mean, card.std, (height, width))(case.inputs["raw_images"])
+    sizes = {**card.architecture, "patch_size": patch, "embed_dim": positions.shape[-1], "depth": 1, "num_heads": 1}
+    grid = math.isqrt(positions.shape[1] - 1)
+    donor, network = (
+        timm.create_model(card.timm, num_classes=0, mlp_ratio=1, img_size=size, **sizes)
+        for size in (patch * grid, (height // patch * patch, width // patch * patch))
+    )
+    fill(network, card, {**donor.state_dict(), "pos_embed": positions}, "the case")
+    return {"encoder_input": prepared, "encoder_pos_embed": network.pos_embed.detach()}

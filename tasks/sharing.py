@@ -36,11 +36,10 @@ def run(cfg: DictConfig) -> None:
     similarity = measured.mean()
     rates = OmegaConf.to_container(task.rates)
     assert isinstance(rates, list)
-    figure = heat_map(similarity, rates)
     output = Path(task.output)
     output.mkdir(parents=True, exist_ok=True)
     write_similarity(output / "similarity.safetensors", similarity, settings(cfg, checkpoint))
-    figure.savefig(output / "similarity.png", dpi=150)
+    heat_map(similarity, rates).savefig(output / "similarity.png", dpi=150)
     print(f"wrote similarity.safetensors and similarity.png of {len(similarity)} evaluations to {output}", flush=True)
 
 
@@ -51,6 +50,9 @@ def heat_map(similarity: torch.Tensor, rates: Sequence[float]) -> Figure:
         UserError: for a rate that leaves no step.
     """
     n = len(similarity)
+    for rate in rates:
+        if not 1 <= rate <= n:
+            raise UserError(f"task.rates: expected 1 to {n}, the sampler's evaluations; found {rate}")
     figure = Figure(figsize=(6, 6.4 + 0.25 * len(rates)), layout="constrained")
     matrix, chosen = figure.subplots(2, 1, sharex=True, height_ratios=[6, 0.4 * max(len(rates), 1)])
     image = matrix.imshow(similarity.numpy(), vmax=1, aspect="auto", origin="lower", interpolation="nearest")

@@ -37,6 +37,12 @@ def test_similarity_is_measured_drawn_and_used(tmp_path):
     assert list((run_dir / "generated").glob("samples_4x*.npz"))
 
 
+def test_a_rate_above_the_number_of_steps_names_its_key(tmp_path):
+    train(tmp_path, "experiment=ddt_b")
+    with pytest.raises(UserError, match=r"task\.rates: expected 1 to 4, the sampler's evaluations; found 8"):
+        sharing.run(composed(tmp_path, "task=sharing", "task.num_samples=1"))
+
+
 def test_a_sampler_that_shares_already_is_not_measured(tmp_path):
     train(tmp_path, "experiment=ddt_b")
     with pytest.raises(UserError, match="measured without sharing"):

@@ -62,7 +62,7 @@ class Chosen:
 
 
 class Statistical:
-    """Anew where a dynamic programme over measured similarities says so (DDT, arXiv:2504.05741, section 3.4).
+    """Anew where a dynamic programme over measured similarities says so (DDT, arXiv:2504.05741).
 
     Args:
         similarity: file of :func:`repalign.samplers.similarity.write_similarity`, which ``task=sharing`` measures.

@@ -28,6 +28,8 @@ KEYS = KeyMap(
 class DiTAdapter:
     """Keys of facebookresearch/DiT and willisma/SiT; one part, the backbone."""
 
+    containers = ("model", "ema")
+
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
         """Parts by name: {"backbone": state dict of ``repalign.backbones.dit.DiT``}."""
         return {"backbone": KEYS.to_house(official)}

@@ -26,6 +26,7 @@ class REPAAdapter:
     """
 
     trunk: ClassVar[KeyMap] = KEYS
+    containers = ("model", "ema")
 
     def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:
         self.aligners = list(aligners)

@@ -30,29 +30,52 @@ class ClassifierFreeGuidance:
 
     Args:
         scale: guidance scale w; 1 = off.
-        interval: (low, high) in the house's time, both included (arXiv:2404.07724); REPA's best is (0, 0.7).
-        channels: guide the first channels alone, the others and all heads keep the conditional half's values; None
-            guides every channel. The released DiT and SiT figures use 3 of 4 latent channels, an official oddity.
+        interval: (low, high) in the house's time (arXiv:2404.07724); REPA's best is (0, 0.7).
+        channels: guide the first channels by ``scale``, the others by ``other_scale``; None guides every channel by
+            ``scale``. All heads keep the conditional half's values. The released DiT and SiT figures use 3 of 4 latent
+            channels, an official oddity.
+        other_scale: guidance scale of the channels after the first ones; 1 keeps the conditional half's values.
+        open_interval: leave out both ends of the interval (DDT); otherwise they are part of it (REPA).
 
     Raises:
-        UserError: when not 0 <= low <= high <= 1, or channels is below 1, or is given for a state of several streams.
+        UserError: when not 0 <= low <= high <= 1, or channels is below 1, or is given for a state of several streams,
+            or other_scale is given without channels.
     """
 
-    def __init__(self, scale: float, interval: tuple[float, float] = (0.0, 1.0), channels: int | None = None) -> None:
+    def __init__(
+        self,
+        scale: float,
+        interval: tuple[float, float] = (0.0, 1.0),
+        channels: int | None = None,
+        other_scale: float = 1.0,
+        open_interval: bool = False,
+    ) -> None:
         low, high = interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance.interval: expected 0 <= low <= high <= 1, found ({low}, {high})")
         if channels is not None and channels < 1:
             raise UserError(f"guidance.channels must be at least 1 or null, found {channels}")
+        if other_scale != 1 and channels is None:
+            raise UserError(f"guidance.other_scale: found {other_scale}, but no other channels; set guidance.channels")
         self.scale = scale
         self.interval = (float(low), float(high))
         self.channels = channels
+        self.other_scale = other_scale
+        self.open_interval = open_interval
 
     def __call__(self, bind: Callable[[Cond], Field], cond: Cond, null: Cond) -> Field:
         """The guided field."""
-        if self.scale == 1:
+        if self.scale == self.other_scale == 1:
             return bind(cond)
-        return GuidedField(bind(cond), bind(cond.concatenate(null)), self.scale, self.interval, self.channels)
+        return GuidedField(
+            conditional=bind(cond),
+            both=bind(cond.concatenate(null)),
+            scale=self.scale,
+            interval=self.interval,
+            channels=self.channels,
+            other_scale=self.other_scale,
+            open_interval=self.open_interval,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +85,7 @@ class GuidedField:
     Attributes:
         conditional: the field at the condition.
         both: the field at [condition, null condition], for a doubled batch.
-        scale, interval, channels: see :class:`ClassifierFreeGuidance`.
+        scale, interval, channels, other_scale, open_interval: see :class:`ClassifierFreeGuidance`.
         gate: whether to guide, decided once for a whole step; None to decide by the time of each call.
     """
 
@@ -71,6 +94,8 @@ class GuidedField:
     scale: float
     interval: tuple[float, float]
     channels: int | None = None
+    other_scale: float = 1.0
+    open_interval: bool = False
     gate: bool | None = None
 
     @property
@@ -91,7 +116,11 @@ class GuidedField:
     def guides(self, t: Float[Tensor, ""]) -> bool:
         """Whether t lies in the guidance interval."""
         low, high = self.interval
-        return low <= float(t) <= high
+        if not self.open_interval:
+            return low <= float(t) <= high
+        # In float32, so that a time which meets an end up to rounding is not inside.
+        low, at, high = torch.tensor([low, float(t), high], dtype=torch.float32).tolist()
+        return low < at < high
 
     def during(self, t: Float[Tensor, ""]) -> GuidedField:
         """The field of a whole step that begins at t: guided, or not, at every call (REPA's Heun sampler)."""
@@ -113,11 +142,11 @@ class GuidedField:
         if not guided or both.pred is None or cond.pred is None:
             return cond
         null_pred = map_state(lambda x: x[count:], both.pred)
-        return replace(cond, pred=guide(cond.pred, null_pred, self.scale, self.channels))
+        return replace(cond, pred=guide(cond.pred, null_pred, self.scale, self.channels, self.other_scale))
 
 
-def guide(cond: State, null: State, scale: float, channels: int | None = None) -> State:
-    """The state null + scale (cond - null) on the first channels (None: all); the others are those of ``cond``."""
+def guide(cond: State, null: State, scale: float, channels: int | None = None, other_scale: float = 1.0) -> State:
+    """The state null + scale (cond - null) on the first channels (None: all), with ``other_scale`` on the others."""
     guided = null + scale * (cond - null)
     if channels is None:
         return guided
@@ -125,4 +154,7 @@ def guide(cond: State, null: State, scale: float, channels: int | None = None) -
         raise UserError(
             "guidance.channels: a state of several streams has no common channels; set guidance.channels=null"
         )
-    return torch.cat([guided[:, :channels], cond[:, channels:]], dim=1)
+    # A scale of 1 keeps the conditional values exactly.
+    others = cond if other_scale == 1 else guide(cond, null, other_scale)
+    assert not isinstance(others, Streams)
+    return torch.cat([guided[:, :channels], others[:, channels:]], dim=1)

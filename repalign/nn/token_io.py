@@ -12,6 +12,23 @@ from repalign.nn.embed import unpatchify
 from repalign.state import State
 
 
+class PatchEmbed(nn.Conv2d):
+    """Patches of p x p as tokens: one linear layer over each, row-major.
+
+    Raises:
+        ValueError: when the patch does not divide the latent.
+    """
+
+    def __init__(self, latent_shape: tuple[int, int, int], patch: int, dim: int) -> None:
+        channels, height, width = latent_shape
+        if height % patch or width % patch:
+            raise ValueError(f"backbone.patch: {patch} does not divide the latent of {height} x {width}")
+        super().__init__(channels, dim, patch, stride=patch)
+
+    def forward(self, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        return rearrange(super().forward(x_t), "b d h w -> b (h w) d")
+
+
 class PatchIO(nn.Module):
     """One image-like stream [B, C, H, W], cut into patches of p x p; no prefix tokens.
 
@@ -26,19 +43,17 @@ class PatchIO(nn.Module):
 
     def __init__(self, latent_shape: tuple[int, int, int], patch: int, dim: int, variance_head: bool = False) -> None:
         super().__init__()
+        self.patchify = PatchEmbed(latent_shape, patch, dim)
         channels, height, width = latent_shape
-        if height % patch or width % patch:
-            raise ValueError(f"backbone.patch: {patch} does not divide the latent of {height} x {width}")
         self.patch = patch
         self.channels = channels
         self.grid = (height // patch, width // patch)
         self.variance_head = variance_head
-        self.patchify = nn.Conv2d(channels, dim, patch, stride=patch)
         self.linear = nn.Linear(dim, patch * patch * channels * (2 if variance_head else 1))
 
     def embed(self, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """Patches to tokens, row-major."""
-        return rearrange(self.patchify(x_t), "b d h w -> b (h w) d")
+        return self.patchify(x_t)
 
     def unembed(self, tokens: Float[Tensor, "b n d"]) -> tuple[State, Mapping[str, State]]:
         """Tokens to the prediction and the heads, each [B, C, H, W]."""

@@ -18,27 +18,34 @@ from tests.smoke.test_recipes_train import column
 from tests.smoke.test_recipes_train import train as train_tiny
 
 
-def convert_file(tmp_path: Path, *words: str) -> None:
-    cfg = compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", *words])
+def convert_file(tmp_path: Path, *words: str, experiment: str = "repa_sit_s") -> None:
+    cfg = compose([f"experiment={experiment}", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", *words])
     check_composition(cfg)
     convert.run(cfg)
 
 
-def weights_of(tmp_path: Path, file: Path) -> dict[str, torch.Tensor]:
-    module = assemble(compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}"])).module
+def weights_of(tmp_path: Path, file: Path, experiment: str = "repa_sit_s") -> dict[str, torch.Tensor]:
+    module = assemble(compose([f"experiment={experiment}", "debug=tiny", f"paths.runs={tmp_path}"])).module
     load_weights(module, file)
     return dict(module.ema.module.state_dict())
 
 
-def test_weights_survive_the_way_to_the_official_format_and_back(tmp_path):
-    trained = checkpoints_in(train_tiny(tmp_path, "experiment=repa_sit_s"))[-1]
+@pytest.mark.parametrize(
+    ("experiment", "family", "container", "key"),
+    [
+        ("repa_sit_s", "repa", "ema", "projectors.0.0.weight"),
+        ("ddt_b", "ddt", "state_dict", "diffusion_trainer.proj.0.0.weight"),
+    ],
+)
+def test_weights_survive_the_way_to_the_official_format_and_back(experiment, family, container, key, tmp_path):
+    trained = checkpoints_in(train_tiny(tmp_path, f"experiment={experiment}"))[-1]
     official, back = tmp_path / "official.pt", tmp_path / "back.safetensors"
-    convert_file(
-        tmp_path, "task.direction=export", "task.family=repa", f"task.input={trained}", f"task.output={official}"
-    )
-    assert "projectors.0.0.weight" in torch.load(official, weights_only=True)["ema"]
-    convert_file(tmp_path, "task.family=repa", f"task.input={official}", f"task.output={back}")
-    before, after = weights_of(tmp_path, trained), weights_of(tmp_path, back)
+    words = ["task.direction=export", f"task.family={family}", f"task.input={trained}", f"task.output={official}"]
+    convert_file(tmp_path, *words, experiment=experiment)
+    assert key in torch.load(official, weights_only=True)[container]
+    words = [f"task.family={family}", f"task.input={official}", f"task.output={back}"]
+    convert_file(tmp_path, *words, experiment=experiment)
+    before, after = (weights_of(tmp_path, file, experiment) for file in (trained, back))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
 

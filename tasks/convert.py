@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
 from repalign.checkpoints.dit import DiTAdapter
+from repalign.checkpoints.redi import ReDiAdapter
+from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
@@ -25,6 +27,8 @@ FAMILIES = {
     "dit": lambda aligners, depth: DiTAdapter(),
     "sit": lambda aligners, depth: DiTAdapter(),
     "repa": lambda aligners, depth: REPAAdapter(aligners, depth),
+    "reg": lambda aligners, depth: reg_adapter(aligners),
+    "redi": lambda aligners, depth: ReDiAdapter(aligners),
 }
 FORMAT = "repalign"
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repalign.protocols import Aligner, Autoencoder, Backbone, Conditioner, Encoder, Objective, Randomness
-from repalign.state import Cond, Draw, Gaussian, State, Step, Tokens
+from repalign.protocols import (
+    Aligner,
+    Autoencoder,
+    Backbone,
+    Conditioner,
+    Encoder,
+    Objective,
+    Randomness,
+    StreamSource,
+)
+from repalign.state import LATENT, Cond, Draw, Gaussian, State, Step, Streams, Tokens
 
 Batch = Mapping[str, Any]
 
@@ -50,7 +59,7 @@ def images_of(batch: Batch) -> Tensor | None:
     return None if images is None else images.float() / 255
 
 
-def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> State:
+def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> Tensor:
     """Normalised latents: from cached moments when the batch has them, else by encoding the images.
 
     x_0 = norm(mean + std n) with fresh noise n at every step.
@@ -80,6 +89,28 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         return encoder(images)
 
     return compute
+
+
+def with_features(batch: Batch, encoders: Mapping[str, Encoder], names: Collection[str]) -> Batch:
+    """The batch with the tokens of these encoders in it, so that streams and aligners share one call of each."""
+    read = features_of(batch, encoders)
+    return {**batch, **{f"features/{name}": read(name).data for name in names}}
+
+
+def state_of(
+    batch: Batch,
+    autoencoder: Autoencoder,
+    encoders: Mapping[str, Encoder],
+    streams: Mapping[str, StreamSource],
+    random: Randomness,
+) -> State:
+    """x_0 of a batch: the normalised latent; with further streams, all of them by name, the latent first."""
+    latent = latents_of(batch, autoencoder, random)
+    if not streams:
+        return latent
+    read = features_of(batch, encoders)
+    further = {name: source(read(source.encoder)) for name, source in streams.items()}
+    return Streams({LATENT: latent, **further})
 
 
 def draw_of(objective: Objective, conditioner: Conditioner, x_0: State, random: Randomness) -> Draw:

@@ -59,7 +59,7 @@ class TokenIO(Protocol):
 
     def positions(self) -> Tensor: ...  # fixed, [1, prefix + N, D]
     def reset_parameters(self) -> None: ...  # initial weights of its own layers
-    def embed(self, x_t: State) -> Tensor: ...  # -> [B, prefix + N, D]
+    def embed(self, x_t: Any) -> Tensor: ...  # the streams it was made for -> [B, prefix + N, D]
     def unembed(self, tokens: Tensor) -> tuple[State, Mapping[str, State]]: ...  # -> pred, heads
 
 

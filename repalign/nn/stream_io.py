@@ -135,7 +135,7 @@ class SeparateIO(nn.Module):
         shapes = _maps_of_one_size(latent_shape, "separate tokens")
         # The latent's tokens come last.
         self.patches = nn.ModuleDict(
-            {name: PatchIO(shape, patch, dim, variance_head) for name, shape in reversed(shapes.items())}
+            {name: PatchIO(shape, patch, dim, variance_head) for name, shape in reversed(list(shapes.items()))}
         )
         self.order = list(shapes)
         self.grid = (shapes[self.order[0]][1] // patch, shapes[self.order[0]][2] // patch)

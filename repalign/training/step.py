@@ -59,7 +59,7 @@ def images_of(batch: Batch) -> Tensor | None:
     return None if images is None else images.float() / 255
 
 
-def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> Tensor:
+def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> State:
     """Normalised latents: from cached moments when the batch has them, else by encoding the images.
 
     x_0 = norm(mean + std n) with fresh noise n at every step.
@@ -108,6 +108,7 @@ def state_of(
     latent = latents_of(batch, autoencoder, random)
     if not streams:
         return latent
+    assert isinstance(latent, Tensor), "an autoencoder gives one stream"
     read = features_of(batch, encoders)
     further = {name: source(read(source.encoder)) for name, source in streams.items()}
     return Streams({LATENT: latent, **further})

@@ -19,8 +19,9 @@ from repalign.protocols import (
     Parametrization,
     Path,
     Sampler,
+    StreamSource,
 )
-from repalign.state import TokenSpec
+from repalign.state import StateShape, TokenSpec
 from repalign.training.ema import EMA
 from repalign.training.generate import ImageGenerator
 
@@ -40,7 +41,8 @@ class DiffusionModule(RunModule):
         aligners: factories by name; each is called with ``tap_specs`` and ``features`` and returns an ``Aligner``.
         sampler, guidance: how previews and samples are drawn.
         ema_decay, ema_warmup: see :class:`repalign.training.ema.EMA`.
-        latent_shape: (C, H, W).
+        latent_shape: (C, H, W), or the shape of each stream by name.
+        streams: what is diffused beside the latent, by name; frozen.
         compile: ``torch.compile`` the backbone (in place; the keys of the weights stay).
         run: of the other base and of :class:`lightning_modules.base.RunModule`.
 
@@ -63,7 +65,8 @@ class DiffusionModule(RunModule):
         guidance: Guidance,
         ema_decay: float = 0.9999,
         ema_warmup: bool = False,
-        latent_shape: tuple[int, int, int],
+        latent_shape: StateShape,
+        streams: Mapping[str, StreamSource] | None = None,
         compile: bool = False,
         **run: Any,
     ) -> None:
@@ -77,7 +80,10 @@ class DiffusionModule(RunModule):
         self.ema = EMA(self.trained, ema_decay, ema_warmup)
         # Frozen parts follow the module to its device but stay out of the checkpoint.
         self.frozen = nn.ModuleDict(
-            {f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)}
+            {
+                **{f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)},
+                **{f"stream_{name}": part for name, part in (streams or {}).items() if isinstance(part, nn.Module)},
+            }
         )
         self.stage = nn.ModuleDict()  # of the first stage, where it is trained too; not averaged
         if isinstance(autoencoder, nn.Module):
@@ -88,6 +94,7 @@ class DiffusionModule(RunModule):
         self.parametrization = parametrization
         self.conditioner = conditioner
         self.encoders = dict(encoders)
+        self.streams = dict(streams or {})
         self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once
         self.sampler = sampler
         self.guidance = guidance

@@ -66,12 +66,14 @@ class Backbone(Protocol):
 
 
 class TokenIO(Protocol):
-    """Inside a transformer backbone: how the streams of a state become tokens and come back."""
+    """Inside a transformer backbone: how the streams of a state become tokens and come back (an ``nn.Module``)."""
 
     grid: tuple[int, int]
     prefix: int
 
-    def embed(self, x_t: State) -> Tensor: ...  # -> [B, prefix + N, D]
+    def positions(self) -> Tensor: ...  # fixed, [1, prefix + N, D]
+    def reset_parameters(self) -> None: ...  # initial weights of its own layers
+    def embed(self, x_t: Any) -> Tensor: ...  # the streams it was made for -> [B, prefix + N, D]
     def unembed(self, tokens: Tensor) -> tuple[State, Mapping[str, State]]: ...  # -> pred, heads
 
 
@@ -133,6 +135,15 @@ class TextEncoder(Protocol):
     fingerprint: str  # changes with weights, tokenizer and options: the name under which states may be stored
 
     def __call__(self, captions: Sequence[str]) -> TextStates: ...
+
+
+class StreamSource(Protocol):
+    """A further stream of x_0 beside the latent, made from an encoder's tokens of the clean image."""
+
+    encoder: str  # name of the encoder
+    shape: tuple[int, ...]  # without the batch
+
+    def __call__(self, tokens: Tokens) -> Tensor: ...  # -> [B, *shape], on a scale that suits unit noise
 
 
 class LatentNorm(Protocol):

@@ -77,6 +77,9 @@ class Streams(Mapping[str, Tensor]):
 
 
 State = Tensor | Streams
+# (C, H, W) of a plain state, or the shape of each stream by name; without the batch.
+StateShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+LATENT = "latent"  # the stream that an autoencoder decodes
 
 
 def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
@@ -87,6 +90,11 @@ def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
 def leading(state: State) -> Tensor:
     """The first tensor of a state: for its batch size, device and dtype."""
     return next(iter(state.values())) if isinstance(state, Streams) else state
+
+
+def latent_of(state: State) -> Tensor:
+    """What an autoencoder decodes: the plain state, or its stream ``latent``."""
+    return state[LATENT] if isinstance(state, Streams) else state
 
 
 def expand(coefficient: Tensor, state: State) -> State:

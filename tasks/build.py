@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.encoders.streams import state_shape
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Encoder
 from tasks.instantiate import build, check_targets
@@ -30,8 +31,8 @@ class Assembly:
 def assemble(cfg: DictConfig) -> Assembly:
     """Build data, autoencoder, encoders and the method's LightningModule.
 
-    The latent shape comes from the data's image size and the autoencoder, the number of classes from the data, the
-    widths of heads from taps and encoders: none of them is typed in a configuration.
+    The latent shape comes from the data's image size and the autoencoder, shapes of further streams from encoders, the
+    number of classes from the data, the widths of heads from taps and encoders: none is typed in a configuration.
 
     Raises:
         UserError: one line for a part that cannot be built or a pair that does not fit.
@@ -50,19 +51,25 @@ def assemble(cfg: DictConfig) -> Assembly:
         )
     side = data.image_size // autoencoder.downsampling
     latent_shape = (autoencoder.channels, side, side)
-    # Without aligners nobody reads an encoder: none is built, whatever `encoder=` says.
-    encoders = build(cfg.encoders, "encoders") if cfg.aligners else {}
+    # Without aligners and further streams nobody reads an encoder: none is built, whatever `encoder=` says.
+    encoders = build(cfg.encoders, "encoders") if cfg.aligners or cfg.streams else {}
+    features = {name: encoder.spec for name, encoder in encoders.items()}
+    streams = {
+        name: make(features=features, latent_shape=latent_shape) for name, make in build(cfg.streams, "streams").items()
+    }
+    shape = state_shape(latent_shape, streams)
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
-    backbone = build(cfg.backbone, "backbone")(latent_shape=latent_shape, num_classes=data.num_classes)
+    backbone = build(cfg.backbone, "backbone")(latent_shape=shape, num_classes=data.num_classes)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,
         encoders=encoders,
         aligners=build(cfg.aligners, "aligners"),
         conditioner=build(cfg.conditioner, "conditioner")(num_classes=data.num_classes),
-        latent_shape=latent_shape,
+        latent_shape=shape,
+        streams=streams,
     )
     module.run_dir = Path(cfg.run_dir)
     if module.trains_autoencoder and data.cache_latents:

@@ -18,9 +18,11 @@ from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
 from repalign.backbones.ddt import DDT
 from repalign.checkpoints.ddt import DDTAdapter
-from repalign.checkpoints.deepflow import DeepFlowAdapter
+from repalign.checkpoints.deepflow import deepflow_adapter
 from repalign.checkpoints.dit import DiTAdapter
 from repalign.checkpoints.keys import StateDict
+from repalign.checkpoints.redi import ReDiAdapter
+from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
@@ -49,8 +51,10 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "dit": lambda module, task: DiTAdapter(),
     "sit": lambda module, task: DiTAdapter(),
     "repa": lambda module, task: REPAAdapter(list(module.aligners), task.legacy_depth),
-    "deepflow": lambda module, task: DeepFlowAdapter(list(module.aligners)),
+    "deepflow": lambda module, task: deepflow_adapter(list(module.aligners)),
     "ddt": _ddt,
+    "reg": lambda module, task: reg_adapter(list(module.aligners)),
+    "redi": lambda module, task: ReDiAdapter(list(module.aligners)),
 }
 
 

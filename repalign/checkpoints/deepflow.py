@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
 
 from repalign.checkpoints.dit import KEYS as DIT_KEYS
 from repalign.checkpoints.keys import KeyMap
@@ -27,10 +27,9 @@ KEYS = KeyMap(
 )
 
 
-class DeepFlowAdapter(REPAAdapter):
+def deepflow_adapter(aligners: Sequence[str] = ("repa",)) -> REPAAdapter:
     """Keys of ByteDance-Seed/DeepFlow: SiT's trunk, VeRA blocks, two velocity heads and an acceleration head.
 
     Projector k is the head of the k-th named aligner, as in REPA; here it belongs to the tap ``vera.{k + 1}``.
     """
-
-    trunk: ClassVar[KeyMap] = KEYS
+    return REPAAdapter(aligners, keys=KEYS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,16 +19,19 @@ class REPAAdapter:
         aligners: names of the aligners in the order of the official projectors.
         encoder_depth: needed for legacy files alone, whose blocks after the tap are called ``decoder_blocks.j``
             (= ``blocks.{j + encoder_depth}``).
+        keys: of the backbone.
 
     Raises:
         UserError: when the file has more projectors than ``aligners`` names, or legacy keys without a depth.
     """
 
-    trunk: ClassVar[KeyMap] = KEYS
     containers = ("model", "ema")
 
-    def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:
+    def __init__(
+        self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None, keys: KeyMap = KEYS
+    ) -> None:
         self.aligners = list(aligners)
+        self.keys = keys
         self.encoder_depth = encoder_depth
 
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
@@ -49,11 +51,11 @@ class REPAAdapter:
                 )
             head = parts.setdefault(f"aligners.{self.aligners[index]}.head", {})
             head["layers." + key[projector.end() :]] = value
-        return {"backbone": self.trunk.to_house(trunk), **parts}
+        return {"backbone": self.keys.to_house(trunk), **parts}
 
     def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]:
         """The official state dict: trunk and projectors."""
-        official = self.trunk.to_official(parts["backbone"])
+        official = self.keys.to_official(parts["backbone"])
         for index, name in enumerate(self.aligners):
             for key, value in parts.get(f"aligners.{name}.head", {}).items():
                 official[f"projectors.{index}.{key.removeprefix('layers.')}"] = value

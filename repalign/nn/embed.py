@@ -68,7 +68,6 @@ def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: i
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)
 
 
-def positions_2d(dim: int, grid: tuple[int, int], trained: bool) -> Tensor:
-    """Sine-cosine positions as a part of a module: a parameter when they are trained, else a buffer."""
-    table = sincos_2d(dim, grid)
+def fixed_or_trained(table: Tensor, trained: bool) -> Tensor:
+    """A table as a part of a module: a parameter when it is trained, else a buffer."""
     return nn.Parameter(table) if trained else nn.Buffer(table)

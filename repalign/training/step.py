@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from repalign.autoencoders.latent_norm import require_norm
-from repalign.protocols import Aligner, Autoencoder, Backbone, Conditioner, Encoder, Objective, Randomness
-from repalign.state import Cond, Draw, Gaussian, State, Step, Tokens
+from repalign.protocols import (
+    Aligner,
+    Autoencoder,
+    Backbone,
+    Conditioner,
+    Encoder,
+    Objective,
+    Randomness,
+    StreamSource,
+)
+from repalign.state import LATENT, Cond, Draw, Gaussian, State, Step, Streams, Tokens
 
 Batch = Mapping[str, Any]
 
@@ -84,6 +93,29 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         return encoder(images)
 
     return compute
+
+
+def with_features(batch: Batch, encoders: Mapping[str, Encoder], names: Collection[str]) -> Batch:
+    """The batch with the tokens of these encoders in it, so that streams and aligners share one call of each."""
+    read = features_of(batch, encoders)
+    return {**batch, **{f"features/{name}": read(name).data for name in names}}
+
+
+def state_of(
+    batch: Batch,
+    autoencoder: Autoencoder,
+    encoders: Mapping[str, Encoder],
+    streams: Mapping[str, StreamSource],
+    random: Randomness,
+) -> State:
+    """x_0 of a batch: the normalised latent; with further streams, all of them by name, the latent first."""
+    latent = latents_of(batch, autoencoder, random)
+    if not streams:
+        return latent
+    assert isinstance(latent, Tensor), "an autoencoder gives one stream"
+    read = features_of(batch, encoders)
+    further = {name: source(read(source.encoder)) for name, source in streams.items()}
+    return Streams({LATENT: latent, **further})
 
 
 def draw_of(objective: Objective, conditioner: Conditioner, x_0: State, random: Randomness) -> Draw:

@@ -7,7 +7,7 @@ from safetensors.torch import load, save
 from repalign.backbones.clocks import ReversedClock
 from repalign.backbones.deepflow import DeepFlow, branch_lengths
 from repalign.backbones.dit import DiT
-from repalign.checkpoints.deepflow import DeepFlowAdapter
+from repalign.checkpoints.deepflow import deepflow_adapter
 from repalign.errors import UserError
 from repalign.nn.vera import VeRA
 from repalign.objectives.deepflow import DeepSupervision
@@ -122,7 +122,7 @@ def test_save_and_load_and_official_keys_round_trip():
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
     parts = {"backbone": net.state_dict(), "aligners.repa.head": {"layers.0.weight": torch.ones(2, 2)}}
-    official = DeepFlowAdapter().to_official(parts)
+    official = deepflow_adapter().to_official(parts)
     for key in (
         "dt_embedder.mlp.2.bias",
         "df_blocks.1.acc_mlp.6.weight",
@@ -137,7 +137,7 @@ def test_save_and_load_and_official_keys_round_trip():
         "projectors.0.0.weight",
     ):
         assert key in official
-    back = DeepFlowAdapter().from_official(load(save(official)))
+    back = deepflow_adapter().from_official(load(save(official)))
     assert back.keys() == parts.keys()
     other.load_state_dict(back["backbone"])
     assert torch.equal(net(*inputs()).pred, other(*inputs()).pred)

@@ -16,7 +16,7 @@ from repalign.aligners.heads import MLPHead
 from repalign.aligners.similarities import Cosine
 from repalign.aligners.targets import EncoderTarget
 from repalign.backbones.deepflow import DeepFlow
-from repalign.checkpoints.deepflow import KEYS, DeepFlowAdapter
+from repalign.checkpoints.deepflow import KEYS, deepflow_adapter
 from repalign.conditioners.label import LabelConditioner
 from repalign.errors import unknown_choice
 from repalign.nn.vera import VeRA
@@ -64,7 +64,7 @@ class _DeepFlow(nn.Module):
         only_keys(config, MODEL_KEYS, "config of the network")
         branches = [end - start for start, end in pairwise([0, *config["df_idxs"], config["depth"]])]
         names = [str(k) for k in range(1, len(branches))] if config.get("ssl_align", False) else []
-        self.adapter = DeepFlowAdapter(names)
+        self.adapter = deepflow_adapter(names)
         parts = self.adapter.from_official(weights)
         size = config["input_size"]
         height, width = (size, size) if isinstance(size, int) else size

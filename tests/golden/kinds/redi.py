@@ -66,7 +66,7 @@ class _ReDi(nn.Module):
         aligned = bool(config.get("repa_loss", False))
         self.adapter = ReDiAdapter(["repa"] if aligned else [])
         parts = self.adapter.from_official(weights)
-        self.network: DiT = build_network(config, parts["backbone"], REPA_KEYS, ChannelIO, shapes)
+        self.network: DiT = build_network(config, parts["backbone"], REPA_KEYS, shapes, token_io=ChannelIO)
         self.backbone = ReversedClock(self.network)
         self.encoders: dict[str, _StoredEncoder] = {}
         self.aligners = nn.ModuleDict()

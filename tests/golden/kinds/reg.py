@@ -49,7 +49,7 @@ class _REG(nn.Module):
         def streams(shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
             return {LATENT: shape, CLASS: (config["z_dims"][0],)}
 
-        self.backbone: DiT = build_network(config, parts["backbone"], PROJECTOR_KEYS, PatchAndClassIO, streams)
+        self.backbone: DiT = build_network(config, parts["backbone"], PROJECTOR_KEYS, streams, token_io=PatchAndClassIO)
         grid = self.backbone.io.grid
         self.encoders = {
             name: _StoredEncoder(TokenSpec(d, grid, prefix=1)) for name, d in zip(names, config["z_dims"], strict=True)

@@ -95,8 +95,8 @@ class LPIPS(nn.Module):
     def forward(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Distance of two batches of pictures in [-1, 1]; 0 for equal ones."""
         with torch.autocast(first.device.type, enabled=False):
-            layers = [self._layers(self.scaled(x.float())) for x in (first, second)]
-            return lpips_distance(*layers, list(self.heads))
+            a, b = (self._layers(self.scaled(x.float())) for x in (first, second))
+            return lpips_distance(a, b, list(self.heads))
 
     def _layers(self, x: Tensor) -> list[Tensor]:
         found = []

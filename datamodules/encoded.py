@@ -39,6 +39,7 @@ class EncodedPictures(ABC):
         UserError: for an unknown policy; later for a picture that cannot be read or is too small.
     """
 
+    crop = "adm"  # latents of another crop are other latents
     attribution: str | None = None
     has_images = True
     captions: Sequence[str] | None = None
@@ -78,14 +79,15 @@ class EncodedPictures(ABC):
         images, found = zip(*(self._readable(index) for index in indices), strict=True)
         return np.stack(images), np.array(found, dtype=np.int64)
 
-    def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        """Width and height before the crop, int64 [B, 2], from the headers of the files; nothing is decoded.
+    def original_sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Height and width before resizing and cutting, int32 [B, 2], from the headers; nothing is decoded.
 
         Raises:
             UnreadableImage: for a picture that cannot be read, whatever the policy: ask for indices that
                 :meth:`load` returned.
         """
-        return np.array([self._open(index).size for index in indices], dtype=np.int64).reshape(-1, 2)
+        sizes = [self._open(index).size[::-1] for index in indices]
+        return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
         for offset in range(len(self)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -50,16 +50,4 @@ class PictureSource(Protocol):
 
     def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Pictures uint8 [B, 3, H, W] and the indices that they really have: a skipped file is replaced by another."""
-        ...
-
-
-@runtime_checkable
-class HasSizes(Protocol):
-    """A source that knows how large its pictures were before the crop; optional: ask by ``isinstance``.
-
-    Folders, Parquet files and tar shards do; drawn and rendered pictures were never larger.
-    """
-
-    def sizes(self, indices: Sequence[int]) -> np.ndarray:
-        """Width and height before the crop, int64 [B, 2], for indices that :meth:`PictureSource.load` returned."""
         ...

@@ -44,7 +44,7 @@ def test_pictures_labels_names_and_captions(root: Path) -> None:
     order = [15, 0, 9, 10, 3, 3]
     loaded, index = source.load(order)
     assert index.tolist() == order and (loaded == Shapes(24, 32).load(order)[0]).all()
-    assert source.sizes(order).tolist() == [[40, 32]] * 6
+    assert source.original_sizes(order).tolist() == [[32, 40]] * 6
     assert len(ParquetPictures(root, 32)) == N + 3
 
 

@@ -56,7 +56,7 @@ def test_captions_without_classes(captioned: Path, tmp_path: Path) -> None:
     order = [10, 0, 4, 3, 3]
     loaded, index = source.load(order)
     assert index.tolist() == order and (loaded == Shapes(24, 32).load(order)[0]).all()
-    assert source.sizes(order).tolist() == [[40, 32]] * 5 and source.sizes([]).shape == (0, 2)
+    assert source.original_sizes(order).tolist() == [[32, 40]] * 5 and source.original_sizes([]).shape == (0, 2)
 
 
 def test_labels_without_captions(labelled: Path, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ class ForeignLatentDataModule(ImageDataModule):
         if needs and not self.source.has_images:
             raise UserError(
                 f"data.images: {needs} need pictures, and '{self.root}' holds latents alone; set data.images=FOLDER "
-                "with the same pictures"
+                "with the same pictures, or leave out what needs them (encoder=none, data.keep_images=false)"
             )
         if autoencoder is not None:
             self._compare(autoencoder)

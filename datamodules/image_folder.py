@@ -49,6 +49,7 @@ class ImageFolder:
     captions = None
     attribution = None
     has_images = True
+    crop = "centre square, ADM"
 
     def __init__(
         self,
@@ -99,6 +100,14 @@ class ImageFolder:
         """Pictures uint8 [B, 3, H, W] and their indices; a skipped file is replaced by the next readable one."""
         images, found = zip(*(self._readable(index) for index in indices), strict=True)
         return np.stack(images), np.array(found, dtype=np.int64)
+
+    def original_sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Height and width of the files, int32 [B, 2]; only their headers are read."""
+        sizes = []
+        for index in indices:
+            with PIL.Image.open(self.root / self.files[index]) as image:
+                sizes.append((image.height, image.width))
+        return np.array(sizes, dtype=np.int32)
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
         for offset in range(len(self)):
@@ -187,7 +196,8 @@ class ImageFolderDataModule(ImageDataModule):
     Args:
         root, on_corrupt, upscale, num_classes: see :class:`ImageFolder`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -206,6 +216,7 @@ class ImageFolderDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = False,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -220,6 +231,7 @@ class ImageFolderDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

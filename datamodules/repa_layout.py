@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datamodules.cache import as_float, manifest_for, store_folder
-from datamodules.own_store import ensure_store
+from datamodules.cache import as_float, bookkeeping, header_of, manifest_for, store_folder
+from datamodules.own_store import MOMENTS, ensure_store
 from datamodules.progress import Advance
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore, Manifest
@@ -27,6 +27,8 @@ def import_repa_latents(
     REPA keeps one .npy per picture, [2C, h, w] = mean and standard deviation, and ``dataset.json`` with the labels;
     pictures (``images``) and latents are paired by their place in alphabetical order.
 
+    They are stored in float32, as they are in the files.
+
     Args:
         source: the pictures, ``ImageFolder(root='<REPA's folder>/images')``.
         autoencoder: that made the latents; the first picture is encoded to see that it is the same one.
@@ -43,36 +45,31 @@ def import_repa_latents(
         raise UserError(f"task.repa_latents: found {len(files)} .npy files in '{folder}', expected {len(source)}")
     _check_labels(folder, files, source)
     first = _moments(folder / files[0])
-    _check_first(first, source, autoencoder, folder)
+    _check_first(first[0], source, autoencoder, folder)
+    header = header_of(source, "latents", fingerprint, 1, "float32")
+
+    def arrays_of(rows: range, advance: Advance) -> dict[str, np.ndarray]:
+        moments = np.empty((len(rows), *first.shape), dtype=np.float32)
+        for place, row in enumerate(rows):
+            moments[place] = _moments(folder / files[row])
+            advance(1)
+        return {MOMENTS: moments, **bookkeeping(source, np.array(rows), True)}
 
     def plan() -> Manifest:
-        row = {**{key: value[None] for key, value in first.items()}, **_bookkeeping(source, range(1))}
-        return manifest_for(source, "latents", fingerprint, 1, row)
+        return manifest_for(source, header, arrays_of(range(1), lambda steps: None))
 
-    def make(rows: range, advance: Advance) -> dict[str, np.ndarray]:
-        parts = []
-        for row in rows:
-            parts.append(_moments(folder / files[row]))
-            advance(1)
-        return {**{key: np.stack([part[key] for part in parts]) for key in first}, **_bookkeeping(source, rows)}
-
-    return ensure_store(store_folder(root, source, "latents", fingerprint), "importing latents", plan, make)
+    target = store_folder(root, source, "latents", fingerprint)
+    return ensure_store(target, "importing latents", plan, arrays_of, header=header)
 
 
-def _moments(path: Path) -> dict[str, np.ndarray]:
+def _moments(path: Path) -> np.ndarray:
+    """Mean and standard deviation, float32 [2, C, h, w]."""
     try:
-        both = np.load(path, allow_pickle=False)
-        mean, std = np.split(both.astype(np.float32), 2)
+        return np.stack(np.split(np.load(path, allow_pickle=False).astype(np.float32), 2))
     except (OSError, ValueError) as error:
         raise UserError(
             f"task.repa_latents: cannot read '{path}' as mean and std ({error}); restore the file"
         ) from error
-    return {"moments_mean": mean, "moments_std": std}
-
-
-def _bookkeeping(source: PictureSource, rows: range) -> dict[str, np.ndarray]:
-    index = np.arange(rows.start, rows.stop, dtype=np.int64)
-    return {"index": index, "label": source.labels[index]}
 
 
 def _check_labels(folder: Path, files: list[str], source: PictureSource) -> None:
@@ -87,10 +84,9 @@ def _check_labels(folder: Path, files: list[str], source: PictureSource) -> None
             )
 
 
-def _check_first(found: dict[str, np.ndarray], source: PictureSource, autoencoder: Autoencoder, folder: Path) -> None:
+def _check_first(mean: np.ndarray, source: PictureSource, autoencoder: Autoencoder, folder: Path) -> None:
     with torch.no_grad():
         expected = autoencoder.encode(as_float(source.load([0])[0])).mean[0].numpy()
-    mean = found["moments_mean"]
     if mean.shape != expected.shape:
         raise UserError(f"task.repa_latents: latents in '{folder}' are {mean.shape}, expected {expected.shape}")
     if (difference := float(np.abs(mean - expected).mean())) > TOLERANCE:

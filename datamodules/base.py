@@ -101,6 +101,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.start = 0
         self.stores: dict[str, ArrayStore] = {}
 
+    computes = True  # whether stores that are missing can be made; not where they are what the data set consists of
+
     @abstractmethod
     def make_source(self) -> PictureSource:
         """Open or make the pictures; called once, when they are first needed."""

@@ -187,6 +187,8 @@ class LatentDataModule(ImageDataModule):
             :class:`datamodules.base.ImageDataModule`.
     """
 
+    computes = False
+
     def __init__(
         self,
         *,

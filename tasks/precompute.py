@@ -56,6 +56,8 @@ def run(cfg: DictConfig) -> None:
     if task.processes < 1:
         raise UserError(f"task.processes: expected 1 or more, found {task.processes}")
     data, networks, making = _parts(cfg)
+    if not data.computes and task.processes * task.parts > 1:
+        raise UserError("task.processes, task.parts: these data bring their latents along; expected 1 of each")
     data.setup("fit")
     if task.repa_latents is not None and networks.autoencoder is not None:
         fingerprint = str(networks.autoencoder.fingerprint)  # type: ignore[attr-defined]
@@ -107,7 +109,7 @@ def _parts(cfg: DictConfig, process: int = 0) -> tuple[ImageDataModule, Networks
     networks = Networks(
         build(cfg.autoencoder, "autoencoder"),
         build(cfg.encoders, "encoders"),
-        build(cfg.get("text_encoders") or {}, "text_encoders"),
+        build(cfg.text_encoders, "text_encoders"),
         device,
     )
     folder = None if cfg.task.output is None else Path(cfg.task.output).expanduser()

@@ -128,7 +128,7 @@ def test_other_pictures_labels_or_networks(official: Path, images: ImageFolder, 
     labels = json.loads((official / "dataset.json").read_text())
     labels["labels"][4][1] = 2
     (official / "dataset.json").write_text(json.dumps(labels))
-    with pytest.raises(UserError, match="gives label 2 to '00000/img-mean-std-00000004.npy', the picture has 1"):
+    with pytest.raises(UserError, match="00000/img-mean-std-00000004.npy' has label 2, the picture has 1"):
         import_repa_latents(images, TinyAutoencoder(), "x", official, tmp_path)
     (official / "00001" / "img-mean-std-00000005.npy").unlink()
     with pytest.raises(UserError, match="found 11 .npy files"):

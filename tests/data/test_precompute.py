@@ -18,7 +18,7 @@ from datamodules.image_folder import ImageFolderDataModule
 from datamodules.own_store import Share
 from datamodules.progress import progress
 from datamodules.store import ArrayStore, DamagedStore, damages
-from repalign.autoencoders.latent_norm import Statistics
+from repalign.autoencoders.latent_norm import statistics_from_file
 from repalign.autoencoders.statistics import measure
 from repalign.errors import UserError
 from tasks.precompute import Networks, make_share, precompute
@@ -141,7 +141,7 @@ def test_statistics_of_all_shards(tmp_path: Path) -> None:
     expected = measure(autoencoder, data.reference_images(7))
     for key in ("mean", "std"):
         torch.testing.assert_close(store.info["statistics"][key], expected[f"latent_{key}"], rtol=1e-6, atol=1e-7)
-    norm = Statistics.from_file(store.folder / "statistics.safetensors")
+    norm = statistics_from_file(store.folder / "statistics.safetensors")
     torch.testing.assert_close(norm.bias.flatten().tolist(), expected["latent_mean"], rtol=1e-6, atol=1e-7)
 
 
@@ -185,7 +185,7 @@ def test_original_sizes_and_reading_processes(folder: Path, tmp_path: Path, work
     making = Making(batch=2, workers=workers)
     store = precompute(ImageFolderDataModule(**options), Networks(TinyAutoencoder()), making)["latents"]
     assert store.whole("original_size").tolist() == [[32, 40]] * 12
-    assert store.info["crop"] == "centre square, ADM" and store.whole("index").tolist() == list(range(12))
+    assert store.info["crop"] == "adm" and store.whole("index").tolist() == list(range(12))
     os.truncate(folder / "n01443537" / "n01443537_0.png", 20)
     with pytest.raises(UserError) as error:
         precompute(ImageFolderDataModule(**options), Networks(TinyAutoencoder()), making)

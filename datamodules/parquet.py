@@ -210,7 +210,8 @@ class ParquetDataModule(ImageDataModule):
     Args:
         root, on_corrupt, upscale, files, image, label, caption, num_classes: see :class:`ParquetPictures`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -233,6 +234,7 @@ class ParquetDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = False,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -247,6 +249,7 @@ class ParquetDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

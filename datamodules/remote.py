@@ -16,8 +16,9 @@ import fsspec.core
 import numpy as np
 
 from datamodules.cache import short
+from datamodules.files import sha256_of
 from datamodules.progress import progress
-from datamodules.store import MANIFEST, ArrayStore, DamagedStore, Manifest, sha256_of
+from datamodules.store import MANIFEST, ArrayStore, DamagedStore, Manifest
 from repalign.errors import UserError
 
 TRIES = 3

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.cache import short
+from datamodules.files import lock_path, locked, write_atomically
 from datamodules.progress import progress
-from datamodules.store import exclusive, write_atomically
 from repalign.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -53,7 +53,10 @@ def index_of(shards: Sequence[Path], cache_root: Path) -> TarIndex:
     folder = cache_root / "tar-index"
     found = [_kept(folder, path) for path in shards]
     if missing := [number for number, part in enumerate(found) if part is None]:
-        with exclusive(folder), progress("indexing tar shards", len(shards), len(shards) - len(missing)) as advance:
+        with (
+            locked(lock_path(folder)),
+            progress("indexing tar shards", len(shards), len(shards) - len(missing)) as advance,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
             for number in missing:
                 # Another process may have done it while this one waited.

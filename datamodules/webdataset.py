@@ -128,7 +128,8 @@ class WebDatasetDataModule(ImageDataModule):
     Args:
         root, on_corrupt, upscale, files, num_classes: see :class:`TarPictures`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -148,6 +149,7 @@ class WebDatasetDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = False,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -162,6 +164,7 @@ class WebDatasetDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

@@ -13,7 +13,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from repalign.state import Coefficients, Cond, Draw, Gaussian, Output, PathSample, State, Step, Tokens, TokenSpec
+from repalign.state import (
+    Coefficients,
+    Cond,
+    Draw,
+    Gaussian,
+    Output,
+    PathSample,
+    State,
+    Step,
+    TextStates,
+    Tokens,
+    TokenSpec,
+)
 
 
 class Randomness(Protocol):
@@ -112,6 +124,15 @@ class Encoder(Protocol):
     def __call__(self, images: Tensor) -> Tokens: ...
 
 
+class TextEncoder(Protocol):
+    """A frozen language model with its own tokenizer: captions -> token states, mask and perhaps a pooled vector."""
+
+    spec: TokenSpec
+    fingerprint: str  # changes with weights, tokenizer and options: the name under which states may be stored
+
+    def __call__(self, captions: Sequence[str]) -> TextStates: ...
+
+
 class LatentNorm(Protocol):
     """Between raw latents (stored) and normalised latents (diffused)."""
 
@@ -120,9 +141,9 @@ class LatentNorm(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Images to raw latents and back; ``latent_shape`` is (C, H, W) for the data's image size."""
+    """Images to raw latents and back; ``norm`` is None where nobody has measured the latents."""
 
-    norm: LatentNorm
+    norm: LatentNorm | None
     downsampling: int
     channels: int
 

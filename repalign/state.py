@@ -161,6 +161,21 @@ class TokenSpec:
 
 
 @dataclass(frozen=True)
+class TextStates:
+    """What a text encoder says of captions.
+
+    Attributes:
+        data: [B, N, D] token states, padding included.
+        mask: [B, N], true where a token is no padding.
+        pooled: [B, P] one vector per caption, or None.
+    """
+
+    data: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+    pooled: Float[Tensor, "b p"] | None = None
+
+
+@dataclass(frozen=True)
 class Cond:
     """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent."""
 

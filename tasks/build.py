@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from lightning_modules.generative import Generative
+from repalign.autoencoders.latent_norm import require_norm
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Encoder
 from tasks.instantiate import build, check_targets
@@ -39,6 +40,9 @@ def assemble(cfg: DictConfig) -> Assembly:
     torch.manual_seed(cfg.seed)
     data = build(cfg.data, "data")
     autoencoder = build(cfg.autoencoder, "autoencoder")
+    make_module = build(cfg.method, "method")
+    if issubclass(make_module.func, Generative):
+        require_norm(autoencoder)
     if data.image_size % autoencoder.downsampling:
         raise UserError(
             f"data.image_size: {data.image_size} is no multiple of the autoencoder's downsampling "
@@ -52,7 +56,7 @@ def assemble(cfg: DictConfig) -> Assembly:
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
     backbone = build(cfg.backbone, "backbone")(latent_shape=latent_shape, num_classes=data.num_classes)
-    module = build(cfg.method, "method")(
+    module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,
         encoders=encoders,

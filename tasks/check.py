@@ -16,9 +16,9 @@ from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
 TOP_LEVEL = frozenset(
-    "task paths data autoencoder encoders backbone clock path parametrization time_sampler objective conditioner "
-    "aligners optimizer sampler guidance metric method trainer callbacks logger name run_name run_dir resume "
-    "seed steps compile ema align overrides reference".split()
+    "task paths data autoencoder encoders text_encoders backbone clock path parametrization time_sampler objective "
+    "conditioner aligners optimizer sampler guidance metric method trainer callbacks logger name run_name run_dir "
+    "resume seed steps compile ema align overrides reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from datamodules.base import ImageDataModule
-from datamodules.cache import Compute
+from datamodules.cache import AS_USUAL, Making
 from datamodules.image_folder import ImageFolder
 from datamodules.layouts.latent_files import LatentFiles, LatentRows
 from datamodules.layouts.pairing import check_first, check_pairs, converted, info_of
+from datamodules.outputs import Outputs
 from datamodules.progress import first_rank
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore, Verify
@@ -75,6 +77,8 @@ class ForeignLatentDataModule(ImageDataModule):
             feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
     """
 
+    computes = False
+
     def __init__(
         self,
         *,
@@ -132,7 +136,8 @@ class ForeignLatentDataModule(ImageDataModule):
         autoencoder: Autoencoder | None = None,
         encoders: Mapping[str, Encoder] | None = None,
         device: torch.device | str = "cpu",
-        compute_batch: int = 32,
+        text_encoders: Mapping[str, Any] | None = None,
+        making: Making = AS_USUAL,
     ) -> None:
         """As in :meth:`datamodules.base.ImageDataModule.attach_cache`, after a look at what the files tell.
 
@@ -147,22 +152,26 @@ class ForeignLatentDataModule(ImageDataModule):
             )
         if autoencoder is not None:
             self._compare(autoencoder)
-        super().attach_cache(autoencoder, encoders, device, compute_batch)
+        super().attach_cache(autoencoder, encoders, device, text_encoders, making)
 
     def store_for(  # type: ignore[override]  # rows of files have the reading half of a store's interface
-        self, name: str, fingerprint: str, compute: Compute, dtype: str, batch: int
+        self, outputs: Outputs, making: Making
     ) -> ArrayStore | LatentRows:
         """The latents as they lie or converted; features are computed from the pictures."""
-        if name != "latents":
-            return super().store_for(name, fingerprint, compute, dtype, batch)
+        if outputs.name != "latents":
+            return super().store_for(outputs, making)
         if self.horizontal_flip and not self.files.has_views:
             raise UserError(
                 f"data.horizontal_flip: '{self.root}' has no latents of mirrored pictures; set "
                 "data.horizontal_flip=false"
             )
         views = 2 if self.horizontal_flip else 1
-        rows = LatentRows(self.files, info_of(self.source, fingerprint, self.files))
-        return converted(self.source, rows, fingerprint, views, self.cache_root, self.verify) if self.convert else rows
+        rows = LatentRows(self.files, info_of(self.source, outputs.fingerprint, self.files))
+        return (
+            converted(self.source, rows, outputs.fingerprint, views, self.cache_root, self.verify)
+            if self.convert
+            else rows
+        )
 
     def _compare(self, autoencoder: Autoencoder) -> None:
         files, source = self.files, self.source

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.cache import as_float, manifest_for, store_folder
+from datamodules.cache import as_float, header_of, manifest_for, store_folder
 from datamodules.layouts.latent_files import LatentFiles, LatentRows
-from datamodules.own_store import ensure_store
+from datamodules.own_store import MOMENTS, ensure_store
 from datamodules.progress import Advance
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore, Manifest, Verify
@@ -60,8 +60,8 @@ def check_first(files: LatentFiles, source: PictureSource, autoencoder: Autoenco
 
 def info_of(source: PictureSource, fingerprint: str, files: LatentFiles) -> dict[str, Any]:
     """What a store's manifest would say of these latents."""
-    views = 2 if files.has_views else 1
-    return manifest_for(source, "latents", fingerprint, views, {"moments_mean": np.empty((1, *files.shape))}).info
+    header = header_of(source, "latents", fingerprint, 2 if files.has_views else 1, "float32")
+    return manifest_for(source, header, {MOMENTS: np.empty((1, 1, *files.shape))}).info
 
 
 def converted(
@@ -77,12 +77,15 @@ def converted(
         root: of the cache.
         verify: 'hash' or 'size'.
     """
+    header = header_of(source, "latents", fingerprint, views, "float32")
 
     def gathered(wanted: range) -> dict[str, np.ndarray]:
-        return {name: rows.gather(name, wanted) for name in rows.arrays}
+        found = {name: rows.gather(name, wanted) for name in rows.arrays}
+        parts = [found.pop(name) for name in ("moments_mean", "moments_std") if name in found]
+        return {MOMENTS: np.stack(parts, 1), **found}
 
     def plan() -> Manifest:
-        return manifest_for(source, "latents", fingerprint, views, gathered(range(1)))
+        return manifest_for(source, header, gathered(range(1)))
 
     def make(wanted: range, advance: Advance) -> dict[str, np.ndarray]:
         parts = []
@@ -93,7 +96,7 @@ def converted(
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     folder = store_folder(root, source, "latents", fingerprint, views)
-    return ensure_store(folder, "importing latents", plan, make, verify)
+    return ensure_store(folder, "importing latents", plan, make, verify, header)
 
 
 def import_latents(

@@ -25,14 +25,14 @@ class KLAutoencoder(nn.Module, ABC):
     Attributes:
         channels: C of the latent.
         downsampling: image side / latent side.
-        norm: between raw and normalised latents.
+        norm: between raw and normalised latents; None where nobody has measured them.
         sizes: the options that a file of these weights asks for.
         provenance: what the loaded file says of its origin; empty for random weights and foreign files.
     """
 
     channels: int
     downsampling: int
-    norm: LatentNorm
+    norm: LatentNorm | None
     sizes: Mapping[str, Any]
     provenance: Mapping[str, Any]
 

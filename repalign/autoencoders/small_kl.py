@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.kl import KLAutoencoder
-from repalign.autoencoders.latent_norm import ScaleShift, Statistics
+from repalign.autoencoders.latent_norm import Statistics
 from repalign.autoencoders.weights import load_exactly, read_weights
 from repalign.errors import UserError
 from repalign.protocols import LatentNorm
@@ -43,8 +43,8 @@ class SmallKLAutoencoder(KLAutoencoder):
         channels: C of the latent.
         downsampling: image side / latent side; a power of two from 4.
         width: of the encoder at a quarter of the side; a multiple of 16. All other widths follow from it.
-        norm: between raw and normalised latents; None takes the statistics stored with the weights (random weights
-            have none: the identity).
+        norm: between raw and normalised latents; None takes the statistics stored with the weights. Random weights have
+            none: the attribute is None then.
 
     Raises:
         UserError: for impossible sizes; for weights that are missing or of other sizes (``autoencoder.weights``).
@@ -82,11 +82,11 @@ class SmallKLAutoencoder(KLAutoencoder):
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(raw)
 
-    def _stored_norm(self) -> LatentNorm:
+    def _stored_norm(self) -> LatentNorm | None:
         mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
         if isinstance(mean, list) and isinstance(std, list):
             return Statistics(mean, std)
-        return ScaleShift(1.0)
+        return None
 
 
 def _encoder(widths: list[int], channels: int) -> nn.Sequential:

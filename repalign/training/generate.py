@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
     Autoencoder,
     Backbone,
@@ -47,4 +48,4 @@ class ImageGenerator:
         field = self.guidance(bind, cond, self.conditioner.null(len(labels), labels.device))
         latent = self.sampler(field, random.normal("x_1", self.latent_shape), random)
         assert isinstance(latent, Tensor), "an image generator samples one stream"
-        return self.autoencoder.decode(self.autoencoder.norm.denormalize(latent.float()))
+        return self.autoencoder.decode(require_norm(self.autoencoder).denormalize(latent.float()))

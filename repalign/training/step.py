@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import Aligner, Autoencoder, Backbone, Conditioner, Encoder, Objective, Randomness
 from repalign.state import Cond, Draw, Gaussian, State, Step, Tokens
 
@@ -54,6 +55,9 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> St
     """Normalised latents: from cached moments when the batch has them, else by encoding the images.
 
     x_0 = norm(mean + std n) with fresh noise n at every step.
+
+    Raises:
+        UserError: when the autoencoder has no latent statistics.
     """
     if "moments_mean" in batch:
         std = batch.get("moments_std")
@@ -64,7 +68,7 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> St
         with torch.no_grad():
             posterior = autoencoder.encode(images)
     noise = random.normal("posterior", posterior.mean.shape[1:])
-    return autoencoder.norm.normalize(posterior.sample(noise))
+    return require_norm(autoencoder).normalize(posterior.sample(noise))
 
 
 def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str], Tokens]:
@@ -74,7 +78,7 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         encoder = encoders[name]
         cached = batch.get(f"features/{name}")
         if cached is not None:
-            return Tokens(cached, encoder.spec.grid, encoder.spec.prefix)
+            return Tokens(cached.float(), encoder.spec.grid, encoder.spec.prefix)
         images = images_of(batch)
         assert images is not None, "a batch holds images or cached features"
         return encoder(images)

@@ -25,7 +25,7 @@ def sd(**changed):
 
 
 def small(**changed):
-    return SmallKLAutoencoder(weights="random", **{"width": 16, **changed})
+    return SmallKLAutoencoder(weights="random", **{"width": 16, "norm": ScaleShift(0.5), **changed})
 
 
 BUILDERS = {

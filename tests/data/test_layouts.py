@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from datamodules.image_folder import ImageFolder, ImageFolderDataModule
 from datamodules.latents import LatentDataModule
 from datamodules.layouts.module import ForeignLatentDataModule
-from repalign.autoencoders.latent_norm import Statistics
+from repalign.autoencoders.latent_norm import statistics_from_file
 from repalign.errors import UserError
 from tasks.instantiate import build
-from tasks.precompute import precompute
+from tasks.precompute import Networks, precompute
 from tests.data.conftest import TinyAutoencoder, TinyEncoder
 from tests.data.foreign import LAYOUTS
 from tests.data.stores import batches
@@ -50,7 +50,7 @@ def own(folder: Path, tmp_path: Path) -> LatentDataModule:
     data = ImageFolderDataModule(
         root=folder, image_size=32, batch_size=5, horizontal_flip=True, cache_root=tmp_path / "own"
     )
-    precompute(data, TinyAutoencoder(), {})
+    precompute(data, Networks(TinyAutoencoder()))
     return LatentDataModule(root=next((tmp_path / "own").iterdir()), image_size=32, batch_size=5, seed=1)
 
 
@@ -104,7 +104,7 @@ def test_pictures_beside(layout: str, files: Path, folder: Path, images: ImageFo
     pixels = torch.from_numpy(images.load(batch["index"].tolist())[0])
     assert torch.equal(batch["image"], pixels)
     live = TinyEncoder()(pixels.float() / 255).data
-    torch.testing.assert_close(batch["features/main"], live, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(batch["features/main"].float(), live, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(batch["moments_mean"], TinyAutoencoder().encode(pixels.float() / 255).mean)
     data = foreign(layout, files, images=folder)
     data.attach_cache(TinyAutoencoder(), {"main": TinyEncoder()})
@@ -145,8 +145,10 @@ def test_converted_into_our_own_store(layout: str, files: Path, own: LatentDataM
     """Through task=precompute; data=latents reads the result."""
     flip = layout == "lightningdit"
     options = {"convert": True, "cache_root": tmp_path / "cache", "horizontal_flip": flip}
-    folders = precompute(foreign(layout, files, **options), TinyAutoencoder(), {})
-    stored = LatentDataModule(root=folders["latents"].parent, image_size=32, batch_size=5, seed=1, horizontal_flip=flip)
+    stores = precompute(foreign(layout, files, **options), Networks(TinyAutoencoder()))
+    stored = LatentDataModule(
+        root=stores["latents"].folder.parent, image_size=32, batch_size=5, seed=1, horizontal_flip=flip
+    )
     own.horizontal_flip = flip
     for data in (stored, own):
         data.attach_cache(TinyAutoencoder())
@@ -257,7 +259,7 @@ def test_mistakes_in_repa_es_file(only: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("only", ["lightningdit"], indirect=True)
 def test_mistakes_in_lightningdits_shards(only: Path) -> None:
-    norm = Statistics.from_file(only / "latents_stats.pt")
+    norm = statistics_from_file(only / "latents_stats.pt")
     whole = torch.cat([load_file(path)["latents"] for path in sorted(only.glob("*.safetensors"))])
     assert norm.normalize(whole).std(dim=(0, 2, 3)).sub(1).abs().max() < 1e-3
     path = only / "latents_rank00_shard001.safetensors"

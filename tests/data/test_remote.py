@@ -13,28 +13,29 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datamodules import cache, remote
+from datamodules import remote
 from datamodules.latents import LatentDataModule
 from datamodules.store import DamagedStore
 from repalign.errors import UserError
 from tasks.check import check_root
 from tasks.launch import compose
-from tasks.precompute import precompute
+from tasks.precompute import Networks, precompute
 from tests.data.conftest import TinyAutoencoder, TinyEncoder
-from tests.data.stores import N, batches, hurt, latents, shapes
+from tests.data.stores import SMALL, N, batches, hurt, latents, shapes
+from tests.data.stores import same as same_batch
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three rows per shard; no waiting between tries."""
-    monkeypatch.setattr(cache, "SHARD_BYTES", 3 * 4 * 48)
+    """No waiting between tries."""
     monkeypatch.setattr(remote, "PAUSE", 0.0)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A folder cache/<pictures> with latents and features."""
-    return precompute(shapes(tmp_path), TinyAutoencoder(), {"main": TinyEncoder()})["latents"].parent
+    networks = Networks(TinyAutoencoder(), {"main": TinyEncoder()})
+    return precompute(shapes(tmp_path), networks, SMALL)["latents"].folder.parent
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def far(url: str, tmp_path: Path, **options: object) -> LatentDataModule:
 
 
 def same(one: list[dict[str, torch.Tensor]], two: list[dict[str, torch.Tensor]]) -> bool:
-    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in zip(one, two, strict=True))
+    return all(same_batch(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_the_same_batches_and_every_file_once(url: str, tmp_path: Path, fetched: list[str]) -> None:
@@ -81,9 +82,9 @@ def test_the_same_batches_and_every_file_once(url: str, tmp_path: Path, fetched:
 def test_only_what_a_batch_reads_is_fetched(url: str, tmp_path: Path, fetched: list[str]) -> None:
     data = far(url, tmp_path)
     fetched.clear()
-    data.stores["latents"].gather("moments_mean", [4, 3, 19])
-    assert sorted(path.rpartition("/")[2] for path in fetched) == ["moments_mean.00001.npy", "moments_mean.00006.npy"]
-    assert len(data.stores["latents"]) == N and "moments_std" in data.stores["latents"].arrays
+    data.stores["latents"].gather("moments", [4, 3, 19])
+    assert sorted(path.rpartition("/")[2] for path in fetched) == ["moments.00001.npy", "moments.00006.npy"]
+    assert len(data.stores["latents"]) == N and "moments" in data.stores["latents"].arrays
     assert data.stores["latents"].info["pictures"] == N
 
 
@@ -102,7 +103,7 @@ def _gather(url: str, cache_root: Path) -> list[str]:
     LocalFileSystem.get_file = lambda self, *a, **k: names.append(a[0]) or original(self, *a, **k)
     data = LatentDataModule(root=url, image_size=16, batch_size=5, remote_cache=cache_root)
     data.attach_cache(TinyAutoencoder())
-    data.stores["latents"].gather("moments_mean", range(N))
+    data.stores["latents"].gather("moments", range(N))
     return names
 
 
@@ -117,9 +118,9 @@ def test_one_process_fetches_a_file(store: Path, tmp_path: Path) -> None:
 def test_damage_is_found_when_fetched(store: Path, tmp_path: Path, damage: str) -> None:
     hurt(next(store.glob("latents-*")), damage)
     data = far(f"file://{store}", tmp_path)
-    with pytest.raises(DamagedStore, match=r"moments_mean.00002.npy'.*rows 6 to 8.*data.on_corrupt=skip"):
+    with pytest.raises(DamagedStore, match=r"moments.00002.npy'.*rows 6 to 8.*data.on_corrupt=skip"):
         batches(data, 4)
-    assert not list((tmp_path / "remote").rglob("moments_mean.00002.npy"))
+    assert not list((tmp_path / "remote").rglob("moments.00002.npy"))
     assert not list((tmp_path / "remote").rglob("*.incomplete"))
 
 
@@ -133,16 +134,16 @@ def test_damage_is_skipped_on_every_rank_alike(store: Path, tmp_path: Path, caps
 
 
 def test_a_replaced_store_is_fetched_anew(url: str, tmp_path: Path) -> None:
-    first = far(url, tmp_path).stores["latents"].gather("moments_mean", range(N))
+    first = far(url, tmp_path).stores["latents"].gather("moments", range(N))
 
     class Other(TinyAutoencoder):
         def encode(self, images: torch.Tensor):
             return super().encode(1 - images)
 
     shutil.rmtree(tmp_path / "cache")
-    again = precompute(shapes(tmp_path), Other(), {"main": TinyEncoder()})["latents"].parent
+    again = precompute(shapes(tmp_path), Networks(Other(), {"main": TinyEncoder()}), SMALL)["latents"].folder.parent
     fsspec.filesystem("memory").put(f"{again}/", "/bucket/pictures", recursive=True)
-    second = far(url, tmp_path).stores["latents"].gather("moments_mean", range(N))
+    second = far(url, tmp_path).stores["latents"].gather("moments", range(N))
     assert (first != second).any()
 
 
@@ -160,7 +161,7 @@ def test_a_network_may_fail_once(url: str, tmp_path: Path, monkeypatch: pytest.M
     assert not failures
     failures += ["down"] * remote.TRIES
     with pytest.raises(UserError, match=r"cannot read 'memory://.*npy' \(ConnectionError: down\).*credentials"):
-        data.stores["latents"].gather("moments_mean", [0])
+        data.stores["latents"].gather("moments", [0])
 
 
 def test_wrong_addresses(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

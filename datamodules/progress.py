@@ -85,17 +85,15 @@ class _Lines:
         now = time.perf_counter()
         if now - self.spoke > _SECONDS:
             self.spoke = now
-            left = (self.total - self.done) / self.rate(now)
-            minutes, seconds = divmod(round(left), 60)
-            print(
-                f"{self.title}: {self.done}/{self.total} ({self.done / self.total:.0%}), {self.rate(now):.3g}/s, "
-                f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left",
-                flush=True,
-            )
+            told = f"{self.title}: {self.done}/{self.total} ({self.done / self.total:.0%})"
+            if rate := self.rate(now):
+                minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
+                told += f", {rate:.3g}/s, {minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+            print(told, flush=True)
 
     def rate(self, now: float) -> float:
         # What was there at the start says nothing of the speed.
-        return max(self.done - self.found, 1) / (now - self.began)
+        return (self.done - self.found) / max(now - self.began, 1e-9)
 
     def finish(self) -> None:
         now = time.perf_counter()

@@ -191,9 +191,9 @@ def _rows(data: ImageDataModule, networks: Networks, making: Making, share: Shar
 
 def _statistics_line(store: ArrayStore) -> str:
     """Mean and standard deviation per channel, and how a composition takes them."""
-    rounded = {key: [round(value, 4) for value in store.info["statistics"][key]] for key in ("mean", "std")}
-    norm = f"{{_target_: repalign.autoencoders.latent_norm.statistics_from_file, path: {store.folder / STATISTICS}}}"
+    mean, std = ([round(value, 4) for value in store.info["statistics"][key]] for key in ("mean", "std"))
+    path = (store.folder / STATISTICS).resolve()
     return (
-        f"  latent mean {rounded['mean']}\n  latent std  {rounded['std']}\n"
-        f"  to normalise with them: python run.py ... '~autoencoder.norm' '+autoencoder.norm={norm}'"
+        f"  latent mean {mean}\n  latent std  {std}\n"
+        f"  to normalise with them: latent_norm@autoencoder.norm=file 'autoencoder.norm.path=\"{path}\"'"
     )

@@ -95,7 +95,7 @@ def _check_arguments(key: str, node: Mapping[str, Any]) -> None:
 
 
 def check_root(cfg: DictConfig) -> None:
-    """The folder of the data is named and there.
+    """The folder, file or URL of the data is named; a folder or file is there. A URL is opened by whoever reads it.
 
     Raises:
         UserError: naming the key and, where the recipe reads one, the environment variable.
@@ -107,7 +107,7 @@ def check_root(cfg: DictConfig) -> None:
     mend = "set data.root=FOLDER" + (f" or the environment variable {variable[1]}" if variable else "")
     if cfg.data.root is None:
         raise UserError(f"data.root: has no value; {mend}")
-    if not Path(cfg.data.root).expanduser().is_dir():
+    if "://" not in str(cfg.data.root) and not Path(cfg.data.root).expanduser().exists():
         raise UserError(f"data.root: no folder '{cfg.data.root}'; {mend}")
 
 

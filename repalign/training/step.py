@@ -87,7 +87,7 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         encoder = encoders[name]
         cached = batch.get(f"features/{name}")
         if cached is not None:
-            return Tokens(cached, encoder.spec.grid, encoder.spec.prefix)
+            return Tokens(cached.float(), encoder.spec.grid, encoder.spec.prefix)
         images = images_of(batch)
         assert images is not None, "a batch holds images or cached features"
         return encoder(images)

@@ -37,6 +37,7 @@ class Generative(DiffusionModule, OnePhase):
             batch=batch,
             random=random,
             teacher=self.ema.module["backbone"],
+            step=self.progress.step,
         )
         self.note(losses.total, losses.terms)
         return losses.total

@@ -56,7 +56,7 @@ class Backbone(Protocol):
     def __call__(
         self,
         x_t: State,
-        t: Tensor | None,  # [B] or [B, K]
+        t: Tensor | None,  # [B], [B, K], or [B, N] for a time of each token
         cond: Cond,
         *,
         taps: Collection[str] = (),
@@ -193,7 +193,7 @@ class Aligner(Protocol):
     """One alignment term: tap x target x head x similarities -> [B]."""
 
     taps: Collection[str]
-    weight: float
+    weight: float | Callable[[int], float]  # a schedule is called with the number of finished steps
 
     def __call__(self, context: Context) -> Tensor: ...
 
@@ -207,8 +207,10 @@ class Context(Protocol):
     draw: Draw
     step: Step
     backbone: Backbone
-    teacher: Backbone | None
+    teacher: Backbone | None  # the average of the backbone's weights
+    random: Randomness | None
 
+    def undropped(self) -> Cond: ...  # the conditions before any was dropped
     def features(self, encoder: str) -> Tokens: ...  # computed at most once a step, or read from the cache
 
 

@@ -98,10 +98,19 @@ def latent_of(state: State) -> Tensor:
 
 
 def expand(coefficient: Tensor, state: State) -> State:
-    """Shape a per-sample coefficient [B] (or a scalar) so that it multiplies a state of [B, ...] entries."""
+    """Shape a per-sample coefficient [B] (or a scalar) so that it multiplies a state of [B, ...] entries.
+
+    A coefficient that already has the state's number of dimensions ([B, 1, H, W] for an image) stays as it is.
+    """
     if coefficient.ndim == 0:
         return map_state(lambda x: coefficient.to(x), state)
-    return map_state(lambda x: coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1)), state)
+
+    def shape(x: Tensor) -> Tensor:
+        return (
+            coefficient.to(x) if coefficient.ndim == x.ndim > 1 else coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        )
+
+    return map_state(shape, state)
 
 
 def concatenate(first: State, second: State) -> State:
@@ -185,18 +194,24 @@ class TextStates:
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent."""
+    """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent.
+
+    ``groups`` gives every grid token the number of its group, when tokens of different groups must not see each other.
+    """
 
     label: Int[Tensor, " b"] | None = None
     text: Tokens | None = None
     pooled: Float[Tensor, "b p"] | None = None
+    groups: Int[Tensor, "b n"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """Apply ``fn`` to every tensor present (to slice, move or repeat the batch)."""
+
+        def each(x: Tensor | None) -> Tensor | None:
+            return None if x is None else fn(x)
+
         text = None if self.text is None else self.text.with_data(fn(self.text.data))
-        return Cond(
-            None if self.label is None else fn(self.label), text, None if self.pooled is None else fn(self.pooled)
-        )
+        return Cond(each(self.label), text, each(self.pooled), each(self.groups))
 
     def where(self, drop: Bool[Tensor, " b"], null: Cond) -> Cond:
         """Replace the dropped rows by the null condition."""
@@ -217,7 +232,9 @@ class Cond:
         text = None
         if self.text is not None and other.text is not None:
             text = self.text.with_data(fn(self.text.data, other.text.data))
-        return Cond(both(self.label, other.label), text, both(self.pooled, other.pooled))
+        return Cond(
+            both(self.label, other.label), text, both(self.pooled, other.pooled), both(self.groups, other.groups)
+        )
 
 
 @dataclass(frozen=True)
@@ -255,11 +272,13 @@ class Draw:
         t: times [B] or [B, K] in [0, 1]; None for objectives without a path.
         eps: noise shaped like the state; None for objectives without a path.
         drop: which samples lose which condition or stream, name -> bool [B].
+        groups: the group of every token, 0 .. K - 1, when tokens have one of K times each; None otherwise.
     """
 
     t: Tensor | None = None
     eps: State | None = None
     drop: Mapping[str, Bool[Tensor, " b"]] = field(default_factory=dict)
+    groups: Int[Tensor, "b n"] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def assemble(cfg: DictConfig) -> Assembly:
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
     backbone = build(cfg.backbone, "backbone")(latent_shape=shape, num_classes=data.num_classes)
+    backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,

@@ -16,9 +16,9 @@ from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
 TOP_LEVEL = frozenset(
-    "task paths data autoencoder encoders text_encoders streams pca backbone token_io clock path parametrization "
-    "time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer callbacks logger "
-    "name run_name run_dir resume seed steps compile ema align overrides reference".split()
+    "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
+    "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
+    "callbacks logger name run_name run_dir resume seed steps compile ema align overrides reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -130,5 +130,9 @@ def check_taps(cfg: DictConfig) -> None:
     side = 4 * narrow.patch if "patch" in narrow else 64
     backbone = build(narrow, "backbone")(latent_shape=(4, side, side), num_classes=1)
     for name, aligner in cfg.aligners.items():
-        if aligner.tap not in backbone.tap_specs:
-            raise unknown_choice(f"aligners.{name}.tap", aligner.tap, backbone.tap_specs, "tap of this backbone")
+        for key, tap in (
+            (f"aligners.{name}.tap", aligner.tap),
+            (f"aligners.{name}.target.tap", aligner.target.get("tap")),
+        ):
+            if tap is not None and tap not in backbone.tap_specs:
+                raise unknown_choice(key, tap, backbone.tap_specs, "tap of this backbone")

@@ -24,6 +24,8 @@ from repalign.checkpoints.keys import StateDict
 from repalign.checkpoints.redi import ReDiAdapter
 from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
+from repalign.checkpoints.sra import SRAAdapter
+from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
@@ -55,6 +57,9 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "ddt": _ddt,
     "reg": lambda module, task: reg_adapter(list(module.aligners)),
     "redi": lambda module, task: ReDiAdapter(list(module.aligners)),
+    "layer_sync": lambda module, task: DiTAdapter(),
+    "sra": lambda module, task: SRAAdapter(list(module.aligners)),
+    "u_repa": lambda module, task: URepaAdapter(list(module.aligners)),
 }
 
 

@@ -24,7 +24,8 @@ class Aligner(nn.Module):
         target: what it is aligned with.
         head: makes the trainable head from (width of the tap, width of the target).
         similarities: pairs of weight and similarity; they share the head's output.
-        weight: coefficient of this term in the total loss (REPA: 0.5).
+        weight: coefficient of this term in the total loss (REPA: 0.5), or a schedule from the number of finished steps
+            to it (:mod:`repalign.aligners.weights`).
         resize: ``never`` demands equal grids (REPA); ``student`` resamples the head's output to the target's grid
             (U-REPA); ``target`` resamples the target to the tap's grid.
         tap_specs: the backbone's taps.
@@ -40,7 +41,7 @@ class Aligner(nn.Module):
         target: Target,
         head: Callable[[int, int], nn.Module],
         similarities: Sequence[tuple[float, Similarity]],
-        weight: float,
+        weight: float | Callable[[int], float],
         *,
         resize: Literal["never", "student", "target"] = "never",
         tap_specs: Mapping[str, TokenSpec],

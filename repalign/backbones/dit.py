@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.backbones.taps import TapCollector
-from repalign.nn.blocks import DiTBlock, Modulation, modulate
+from repalign.nn.attention import same_group
+from repalign.nn.blocks import DiTBlock, Modulation, modulate, over_tokens
 from repalign.nn.embed import TimeEmbedding, fixed_or_trained
 from repalign.nn.init import xavier_linear_, zero_
 from repalign.nn.token_io import PatchIO
@@ -24,7 +25,8 @@ class DiT(nn.Module):
     c = embed(t) + embed(label); a modulated norm and a linear layer return to the latent. How the state becomes tokens
     and returns is the token io's business: with another one the same network denoises several streams. Taps
     ``block.k`` are the residual stream after the k-th block. The time is embedded as it comes, see
-    :mod:`repalign.backbones.clocks`.
+    :mod:`repalign.backbones.clocks`; a time [B, N] of each token modulates token by token, and tokens whose
+    ``cond.groups`` differ do not see each other.
 
     Args:
         latent_shape: (C, H, W) of the state, or the shape of each stream by name.
@@ -88,7 +90,7 @@ class DiT(nn.Module):
     def forward(
         self,
         x_t: State,
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, "*b"],
         cond: Cond,
         *,
         taps: Collection[str] = (),
@@ -97,10 +99,11 @@ class DiT(nn.Module):
     ) -> Output:
         """Predict from the noisy state; see the protocol ``Backbone``."""
         collector = TapCollector(taps, self.tap_specs)
-        c = self.time_embed(t) + self.label_embed(cond.label)
+        c = over_tokens(self.time_embed(t)) + over_tokens(self.label_embed(cond.label))
+        mask = None if cond.groups is None else same_group(cond.groups)
         h = self.io.embed(x_t) + self.pos_embed
         for k, block in enumerate(self.blocks, start=1):
-            h = block(h, c)
+            h = block(h, c, mask)
             collector.offer(f"block.{k}", Tokens(h, self.io.grid, self.io.prefix))
             if only_taps and collector.complete:
                 return Output(taps=collector.found)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -40,13 +40,27 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "b n d"], rotary: Callable[[Tensor], Tensor] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 n n"] | None = None,
+        rotary: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """Attend; ``rotary`` turns queries and keys [B, heads, N, head_dim] by their positions, after the norm."""
+        """Attend.
+
+        Args:
+            x: tokens.
+            mask: query i sees key j only if mask[..., i, j] is true; None for all.
+            rotary: turns queries and keys [B, heads, N, head_dim] by their positions, after the norm.
+        """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotary(q), rotary(k)
         # The norm runs in float32 under autocast; attention wants one precision for all three.
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
+def same_group(groups: Int[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:
+    """The attention mask under which tokens see those of their own group alone, for all heads."""
+    return (groups.unsqueeze(2) == groups.unsqueeze(1)).unsqueeze(1)

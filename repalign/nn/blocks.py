@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from repalign.nn.attention import SelfAttention
 
 
-def modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tensor:
-    """LayerNorm without parameters (eps 1e-6), then x (1 + scale) + shift with one shift and scale per sample."""
+def over_tokens(vectors: Tensor) -> Float[Tensor, "b m d"]:
+    """One vector per sample, [B, D], as [B, 1, D]; one per token, [B, N, D], as it is."""
+    return vectors.unsqueeze(1) if vectors.ndim == 2 else vectors
+
+
+def modulate(x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor) -> Float[Tensor, "b n d"]:
+    """LayerNorm without parameters (eps 1e-6), then x (1 + scale) + shift, per sample [B, D] or token [B, N, D]."""
     normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return normed * (1 + over_tokens(scale)) + over_tokens(shift)
 
 
 class Modulation(nn.Module):
@@ -23,8 +28,8 @@ class Modulation(nn.Module):
         self.count = count
         self.linear = nn.Linear(dim, count * dim)
 
-    def forward(self, c: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(c)).chunk(self.count, dim=1)
+    def forward(self, c: Float[Tensor, "*b d"]) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(c)).chunk(self.count, dim=-1)
 
 
 class MLP(nn.Module):
@@ -51,7 +56,10 @@ class DiTBlock(nn.Module):
         self.attention = SelfAttention(dim, heads, qk_norm)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, x: Float[Tensor, "b n d"], c: Float[Tensor, "*b d"], mask: Bool[Tensor, "b 1 n n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Modulated by c, one for a sample [B, D] or for each token [B, N, D]; ``mask`` is the attention's."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = x + gate_a.unsqueeze(1) * self.attention(modulate(x, shift_a, scale_a))
-        return x + gate_m.unsqueeze(1) * self.mlp(modulate(x, shift_m, scale_m))
+        x = x + over_tokens(gate_a) * self.attention(modulate(x, shift_a, scale_a), mask)
+        return x + over_tokens(gate_m) * self.mlp(modulate(x, shift_m, scale_m))

@@ -33,12 +33,12 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
     return torch.cat([encode(columns), encode(rows)], 1).float().unsqueeze(0)
 
 
-def sinusoid(t: Float[Tensor, " b"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "b d"]:
+def sinusoid(t: Float[Tensor, "*b"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "*b d"]:
     """[cos(t w_k), sin(t w_k)] with w_k = max_period^(-k / (dim/2)), in float32 (ADM, DiT); ``dim`` is even."""
     half = dim // 2
     k = torch.arange(half, dtype=torch.float32, device=t.device)
-    angle = t.float().unsqueeze(1) * torch.exp(-math.log(max_period) * k / half)
-    return torch.cat([angle.cos(), angle.sin()], 1)
+    angle = t.float().unsqueeze(-1) * torch.exp(-math.log(max_period) * k / half)
+    return torch.cat([angle.cos(), angle.sin()], -1)
 
 
 class TimeEmbedding(nn.Module):
@@ -59,7 +59,7 @@ class TimeEmbedding(nn.Module):
         """The two linear layers."""
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+    def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         return self.mlp(sinusoid(t, self.frequencies, self.max_period).to(self.linears[0].weight.dtype))
 
 
@@ -71,3 +71,8 @@ def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: i
 def fixed_or_trained(table: Tensor, trained: bool) -> Tensor:
     """A table as a part of a module: a parameter when it is trained, else a buffer."""
     return nn.Parameter(table) if trained else nn.Buffer(table)
+
+
+def patchify(image: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n ppc"]:
+    """The inverse of :func:`unpatchify`: patches row by row, each (row in patch, column in patch, channel)."""
+    return rearrange(image, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)

@@ -67,7 +67,7 @@ class ImprovedBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"], c: Float[Tensor, "b m d"], rotary: Rotary2d) -> Float[Tensor, "b n d"]:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)
-        x = x + gate_a * self.attention(shift_scale(self.norm1(x), shift_a, scale_a), rotary)
+        x = x + gate_a * self.attention(shift_scale(self.norm1(x), shift_a, scale_a), rotary=rotary)
         return x + gate_m * self.mlp(shift_scale(self.norm2(x), shift_m, scale_m))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ Batch = Mapping[str, Any]
 
 @dataclass
 class StepContext:
-    """What aligners read of a step (protocol ``Context``); encoder features are computed at most once."""
+    """What aligners read of a step (protocol ``Context``); encoder features are computed at most once.
+
+    ``random`` and the conditions before dropping are for teachers, which draw and condition for themselves.
+    """
 
     images: Tensor | None
     x_0: State
@@ -37,6 +40,8 @@ class StepContext:
     backbone: Backbone
     teacher: Backbone | None
     compute_features: Callable[[str], Tokens]
+    random: Randomness | None = None
+    compute_undropped: Callable[[], Cond] | None = None
     _features: dict[str, Tokens] = field(default_factory=dict)
 
     def features(self, encoder: str) -> Tokens:
@@ -44,6 +49,11 @@ class StepContext:
         if encoder not in self._features:
             self._features[encoder] = self.compute_features(encoder)
         return self._features[encoder]
+
+    def undropped(self) -> Cond:
+        """The conditions before any was dropped."""
+        assert self.compute_undropped is not None, "this step keeps its dropped conditions alone"
+        return self.compute_undropped()
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def state_of(
 def draw_of(objective: Objective, conditioner: Conditioner, x_0: State, random: Randomness) -> Draw:
     """Everything random in a step: times and noise of the objective, dropped conditions of the conditioner."""
     draw = objective.draw(x_0, random)
-    return Draw(draw.t, draw.eps, {**draw.drop, **conditioner.draw_drop(random)})
+    return replace(draw, drop={**draw.drop, **conditioner.draw_drop(random)})
 
 
 def losses_at(
@@ -135,6 +145,7 @@ def losses_at(
     x_0: State,
     batch: Batch,
     teacher: Backbone | None = None,
+    random: Randomness | None = None,
     only_taps: bool = False,
 ) -> dict[str, Tensor]:
     """Batch means of every loss at a given draw, unweighted: the objective's by their names, ``align/<name>``.
@@ -149,20 +160,40 @@ def losses_at(
         x_0: normalised latents.
         batch: labels, and pictures or cached features.
         teacher: averaged backbone, for aligners that read one.
+        random: the streams behind the draw, for aligners that draw for themselves (the time of a teacher).
         only_taps: stop after the last hidden state that an aligner wants; the objective's own losses are left out.
     """
     cond = conditioner(batch, draw.drop)
     taps = tuple(dict.fromkeys(tap for aligner in aligners.values() for tap in aligner.taps))
     step = objective(backbone, x_0, cond, draw, taps=taps, only_taps=only_taps)
-    context = StepContext(images_of(batch), x_0, cond, draw, step, backbone, teacher, features_of(batch, encoders))
+    context = StepContext(
+        images=images_of(batch),
+        x_0=x_0,
+        cond=cond,
+        draw=draw,
+        step=step,
+        backbone=backbone,
+        teacher=teacher,
+        compute_features=features_of(batch, encoders),
+        random=random,
+        compute_undropped=lambda: conditioner(batch),
+    )
     terms = {name: loss.mean() for name, loss in step.losses.items()}
     return terms | {f"align/{name}": aligner(context).mean() for name, aligner in aligners.items()}
 
 
-def total_of(terms: Mapping[str, Tensor], aligners: Mapping[str, Aligner]) -> Tensor:
-    """Sum of the objective's terms + sum over aligners of weight x term."""
+def weight_at(weight: float | Callable[[int], float], step: int | None) -> float:
+    """An aligner's weight after so many finished steps: a number, or a schedule called with them."""
+    if not callable(weight):
+        return weight
+    assert step is not None, "an aligner's weight follows a schedule, but this training does not say its step"
+    return weight(step)
+
+
+def total_of(terms: Mapping[str, Tensor], aligners: Mapping[str, Aligner], step: int | None = None) -> Tensor:
+    """Sum of the objective's terms + sum over aligners of weight x term; ``step`` is the number of finished steps."""
     own = [term for name, term in terms.items() if not name.startswith("align/")]
-    weighted = [aligner.weight * terms[f"align/{name}"] for name, aligner in aligners.items()]
+    weighted = [weight_at(aligner.weight, step) * terms[f"align/{name}"] for name, aligner in aligners.items()]
     return torch.stack([*own, *weighted]).sum()
 
 
@@ -173,9 +204,11 @@ def training_losses(
     aligners: Mapping[str, Aligner],
     x_0: State,
     random: Randomness,
+    step: int | None = None,
     **parts: Any,
 ) -> Losses:
     """Losses of a batch: a draw, every term at it (:func:`losses_at` has the arguments), their weighted sum."""
     draw = draw_of(objective, conditioner, x_0, random)
-    terms = losses_at(draw, objective=objective, conditioner=conditioner, aligners=aligners, x_0=x_0, **parts)
-    return Losses(total_of(terms, aligners), terms)
+    shared = {"objective": objective, "conditioner": conditioner, "aligners": aligners, "x_0": x_0, "random": random}
+    terms = losses_at(draw, **shared, **parts)
+    return Losses(total_of(terms, aligners, step), terms)

@@ -102,7 +102,7 @@ class RecordedRandom:
         return replace(self, stage=stage)
 
     def uniform(self, name: str) -> Tensor:
-        return self.draws[name]
+        return self.staged[name][self.stage] if name in self.staged else self.draws[name]
 
     def integers(self, name: str, low: int, high: int) -> Tensor:
         return self.draws[name]

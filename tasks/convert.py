@@ -37,8 +37,8 @@ FORMAT = "repalign"
 class Adapter(Protocol):
     """Between an official state dict and the parts of a composition."""
 
-    containers: tuple[str, ...]  # keys of the official file below which the state dict is written
-
+    @property
+    def containers(self) -> tuple[str, ...]: ...  # keys of the official file below which the state dict is written
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]: ...
     def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]: ...
 

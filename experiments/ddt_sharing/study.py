@@ -42,7 +42,7 @@ from repalign.state import Output  # noqa: E402
 from tasks.build import assemble, load_weights  # noqa: E402
 from tasks.launch import compose  # noqa: E402
 
-STEPS, SAMPLES, REPEATS, RATES = 250, 32, 3, (2, 4, 8)
+STEPS, SAMPLES, REPEATS, RATES = 250, 16, 2, (2, 4, 8)
 RECIPE = [
     "experiment=demo",
     "backbone=ddt_demo",
@@ -66,7 +66,7 @@ def main() -> None:
     """Train, measure, write."""
     if not (RUN / "checkpoints").is_dir():
         run(*RECIPE)
-    run("task=sharing", f"task.rates={list(RATES)}", *RECIPE)
+    run("task=sharing", "task.batch_size=8", f"task.rates={list(RATES)}", *RECIPE)
     shutil.copy(RUN / "sharing" / "similarity.png", HERE / "similarity.png")
     rows = sharing(RUN / "sharing" / "similarity.safetensors")
     orders = convergence()

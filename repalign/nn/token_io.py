@@ -27,8 +27,8 @@ class PatchEmbed(nn.Conv2d):
             raise ValueError(f"backbone.patch: {patch} does not divide the latent of {height} x {width}")
         super().__init__(channels, dim, patch, stride=patch)
 
-    def forward(self, x_t: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        return rearrange(super().forward(x_t), "b d h w -> b (h w) d")
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        return rearrange(super().forward(input), "b d h w -> b (h w) d")
 
 
 class PatchIO(nn.Module):

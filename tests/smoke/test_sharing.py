@@ -30,7 +30,8 @@ def test_similarity_is_measured_drawn_and_used(tmp_path):
     assert similarity.shape == (6, 6)
     torch.testing.assert_close(similarity.diagonal(), torch.ones(6))
     assert len(choose_steps(similarity, 2)) == 3
-    assert min(Image.open(run_dir / "sharing" / "similarity.png").size) > 300
+    with Image.open(run_dir / "sharing" / "similarity.png") as picture:
+        assert min(picture.size) > 300
     words = ["task=sample", "task.num_samples=4", "task.write=[npz]", "guidance=ddt", "sampler.steps=6"]
     shared = ["sampler=ddt_shared_statistical", f"sampler.schedule.similarity={file}", "sampler.schedule.rate=2"]
     sample.run(composed(tmp_path, *words, *shared))

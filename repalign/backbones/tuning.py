@@ -39,7 +39,7 @@ def lora(
         UserError: when peft is not installed, the file is missing or of another architecture, or no layer is so named.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig, inject_adapter_in_model  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "tuning=lora needs the package peft; install the extra: pip install 'repalign[lora]'"

@@ -51,8 +51,8 @@ class PatchIO(nn.Module):
                 f"token_io: patches take one stream, found {', '.join(latent_shape)}; set token_io=patch_and_class "
                 "(a vector beside the latent) or token_io=channels (maps beside the latent)"
             )
-        self.patchify = PatchEmbed(latent_shape, patch, dim)
         channels, height, width = latent_shape
+        self.patchify = PatchEmbed((channels, height, width), patch, dim)
         self.patch = patch
         self.channels = channels
         self.grid = (height // patch, width // patch)

@@ -13,7 +13,7 @@ from repalign.objectives.reconstruction import Reconstructed
 from repalign.objectives.regularizers import Reconstructing
 from repalign.protocols import Aligner, Backbone, Conditioner, Encoder, LatentNorm, Objective, Randomness
 from repalign.state import Draw
-from repalign.training.step import Batch, Losses, draw_of, images_of, losses_at, total_of
+from repalign.training.step import Batch, Losses, draw_of, images_of, losses_at, total_of, weight_at
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,5 @@ class EndToEnd:
         )
 
     def _alignment(self, terms: Mapping[str, Tensor]) -> Tensor:
-        weights = {name: aligner.weight for name, aligner in self.aligners.items()}
+        weights = {name: weight_at(aligner.weight, None) for name, aligner in self.aligners.items()}
         return torch.stack([w * terms[f"align/{name}"] for name, w in weights.items()]).sum() / sum(weights.values())

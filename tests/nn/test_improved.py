@@ -48,7 +48,7 @@ def test_attention_with_equal_rotations_is_attention_without():
     attention = SelfAttention(16, 2, qk_norm=True, norm=RMSNorm, qkv_bias=False)
     x = torch.randn(2, 5, 16)
     assert attention.qkv.bias is None and isinstance(attention.q_norm, RMSNorm)
-    torch.testing.assert_close(attention(x, lambda q: -q), attention(x))
+    torch.testing.assert_close(attention(x, rotary=lambda q: -q), attention(x))
 
 
 def test_swiglu_and_block_have_the_papers_width():

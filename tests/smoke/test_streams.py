@@ -64,7 +64,9 @@ def test_the_choice_of_pictures_depends_on_the_seed_alone(tmp_path):
 
 @pytest.mark.parametrize("recipe", ["reg_sit_b", "redi_repa_sit_xl"])
 def test_cached_and_computed_features_train_alike(recipe, tmp_path):
-    cached = train(tmp_path / "a", f"experiment={recipe}", "data.feature_dtype=float32")
+    cached = train(
+        tmp_path / "a", f"experiment={recipe}", "data.feature_dtype=float32", f"paths.cache={tmp_path / 'cache'}"
+    )
     computed = train(tmp_path / "b", f"experiment={recipe}", "data.cache_features=false")
     for name in ("train/loss", "train/align/repa"):
         torch.testing.assert_close(

@@ -82,6 +82,7 @@ def test_pictures_come_from_the_latent_and_do_not_depend_on_the_batch():
         conditioner=LabelConditioner(3),
         sampler=Euler(4),
         guidance=ClassifierFreeGuidance(1.5, stream_scales={"class_token": 1.0}),
+        norm=Pixels().norm,
         autoencoder=Pixels(),
         latent_shape=state_shape((3, 4, 4), SOURCES),
     )

@@ -55,6 +55,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"task.part: found {task.part}, valid: 0 to {task.parts - 1} (task.parts={task.parts})")
     if task.processes < 1:
         raise UserError(f"task.processes: expected 1 or more, found {task.processes}")
+    torch.manual_seed(cfg.seed)  # parts of several machines make the same random weights (debug=tiny)
     data, networks, making = _parts(cfg)
     if not data.computes and task.processes * task.parts > 1:
         raise UserError("task.processes, task.parts: these data bring their latents along; expected 1 of each")

@@ -125,6 +125,11 @@ def draw_labels(
     return LABELS[kind](count, seed, torch.tensor(list(classes)), torch.as_tensor(np.array(data_labels)))
 
 
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """Indices of ``count`` pictures spread over ``total``; some twice when there are fewer."""
+    return [place * total // count for place in range(count)]
+
+
 def grid_of(images: Float[Tensor, "n 3 h w"], columns: int, rounding: str = "round") -> UInt8[Tensor, "3 y x"]:
     """Pictures in rows of ``columns``, on white, as bytes."""
     return make_grid(to_uint8(images.cpu(), rounding), nrow=columns, padding=2, pad_value=255)

@@ -6,10 +6,27 @@ from typing import Any
 
 import lightning.pytorch as pl
 from einops import rearrange
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from callbacks.journal import Journal
-from callbacks.pictures import evaluation_mode, grid_of, save_png
+from callbacks.pictures import evaluation_mode, evenly_spaced, grid_of, save_png
 from callbacks.sample_grid import log_picture
+
+
+def reconstruction_grid(autoencoder: nn.Module, data: Any, columns: int, rows: int) -> UInt8[Tensor, "3 y x"]:
+    """Rows of pictures, evenly spaced over the data set, each above its reconstructions from posterior means.
+
+    Args:
+        autoencoder: in evaluation mode, with parameters.
+        data: data module.
+        columns: pictures in a row.
+        rows: pairs of rows.
+    """
+    shown = evenly_spaced(rows * columns, len(data.dataset))
+    images = (data.images(shown).float() / 255).to(next(autoencoder.parameters()).device)
+    restored = autoencoder.decode(autoencoder.encode(images).mean)
+    return grid_of(rearrange([images, restored], "two (r c) d h w -> (r two c) d h w", c=columns), columns)
 
 
 class ReconstructionGrid(pl.Callback):
@@ -45,14 +62,8 @@ class ReconstructionGrid(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule
-        count = self.rows * self.columns
-        shown = [place * len(data.dataset) // count for place in range(count)]
-        images = (data.images(shown).float() / 255).to(pl_module.device)
         with evaluation_mode(pl_module):
-            restored = pl_module.trained.decode(pl_module.trained.encode(images).mean)
-        cells = rearrange([images, restored], "two (r c) d h w -> (r two c) d h w", c=self.columns)
-        grid = grid_of(cells, self.columns)
+            grid = reconstruction_grid(pl_module.autoencoder, trainer.datamodule, self.columns, self.rows)
         save_png(grid, pl_module.run_dir / "samples" / f"step_{step:06d}_raw.png")
         for logger in trainer.loggers:
             log_picture(logger, "samples/raw", grid, step)

@@ -5,28 +5,27 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.cache import Compute, as_float, ensure_cached
-from datamodules.dataset import SerialDataset, whole_batch
+from datamodules.cache import AS_USUAL, STALLED_AFTER, CachedOutputs, Making, as_float, whole_batch
+from datamodules.dataset import SerialDataset
+from datamodules.outputs import Outputs, outputs_of, placed
 from datamodules.sampler import SerialBatchSampler
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore, Verify
 from repalign.errors import UserError, unknown_choice
 from repalign.protocols import Autoencoder, Encoder
 
-STALLED_AFTER = 120.0  # seconds without a batch from the workers before training stops with an error
 VERIFY = ("hash", "size")
-FEATURE_DTYPES = ("float16", "float32")
+STORED_DTYPES = ("float16", "float32")
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -45,7 +44,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         cache_root: folder of the stores that the project makes.
         cache_latents: read latents from a store instead of running the autoencoder; off when it is being trained.
         cache_features: read encoder features from a store instead of running the encoders.
-        feature_dtype: of stored features, 'float16' or 'float32'; latents are stored in float32.
+        latent_dtype: of stored latents, 'float32' (training from them is training from the pictures) or 'float16' (half
+            the disk; rounds by 2^-11 of a value).
+        feature_dtype: of stored features, 'float16' or 'float32'.
         keep_images: batches carry pictures even when everything is cached (for losses in pixel space).
         verify: check stores once per run by 'hash', or by 'size' alone.
 
@@ -65,6 +66,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = True,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -80,8 +82,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 raise UserError(f"data.{key}: expected {least} or more, found {value}")
         if verify not in VERIFY:
             raise unknown_choice("data.verify", verify, VERIFY)
-        if feature_dtype not in FEATURE_DTYPES:
-            raise unknown_choice("data.feature_dtype", feature_dtype, FEATURE_DTYPES)
+        for key, dtype in (("latent_dtype", latent_dtype), ("feature_dtype", feature_dtype)):
+            if dtype not in STORED_DTYPES:
+                raise unknown_choice(f"data.{key}", dtype, STORED_DTYPES)
         self.image_size = image_size
         self.batch_size = batch_size
         self.accumulate = accumulate
@@ -91,11 +94,14 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.cache_root = Path(cache_root).expanduser()
         self.cache_latents = cache_latents
         self.cache_features = cache_features
+        self.latent_dtype = latent_dtype
         self.feature_dtype = feature_dtype
         self.keep_images = keep_images
         self.verify: Verify = verify
         self.start = 0
         self.stores: dict[str, ArrayStore] = {}
+
+    computes = True  # whether stores that are missing can be made; not where they are what the data set consists of
 
     @abstractmethod
     def make_source(self) -> PictureSource:
@@ -189,36 +195,36 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         autoencoder: Autoencoder | None = None,
         encoders: Mapping[str, Encoder] | None = None,
         device: torch.device | str = "cpu",
-        compute_batch: int = 32,
+        text_encoders: Mapping[str, Any] | None = None,
+        making: Making = AS_USUAL,
     ) -> None:
         """Make batches carry what frozen networks say of the pictures, computing it first where it is not stored.
 
-        Latents come as ``moments_mean`` and ``moments_std``, features as ``features/<name>`` [B, prefix + N, D]. What
-        the options ``cache_latents`` and ``cache_features`` exclude stays to be computed by the module; pictures are
-        left out of the batches when nobody needs them.
+        Latents come as ``moments_mean`` and ``moments_std``, features as ``features/<name>`` [B, prefix + N, D], text
+        as ``text/<name>`` [B, N, D], ``text_mask/<name>`` [B, N] and ``text_pooled/<name>`` [B, P], each in the type it
+        is stored in. What the options ``cache_latents`` and ``cache_features`` exclude stays to be computed by the
+        module; pictures are left out of the batches when nobody needs them.
 
         Args:
             autoencoder: whose ``encode`` gives the moments; None when latents are not wanted.
             encoders: by name.
             device: where the networks run for this; they return to where they were.
-            compute_batch: pictures per call.
+            text_encoders: by name; captions -> ``data``, ``mask`` and ``pooled`` (or None).
+            making: how stores that are not there are made.
 
         Raises:
             UserError: when a network has no ``fingerprint``, or gives values that cannot be stored.
         """
-        wanted: dict[str, tuple[Any, Compute, str]] = {}
-        if autoencoder is not None and self.cache_latents:
-            wanted["latents"] = (autoencoder, partial(_moments, autoencoder, device), "float32")
-        for name, encoder in (encoders or {}).items() if self.cache_features else ():
-            compute = partial(_features, name, encoder, device)
-            wanted[f"features_{name}"] = (encoder, compute, self.feature_dtype)
+        wanted = self.outputs(autoencoder, encoders or {}, text_encoders or {}, device)
         self.stores = {}
-        for name, (network, compute, dtype) in wanted.items():
-            with _placed(network, device):
-                self.stores[name] = self.store_for(name, _fingerprint(name, network), compute, dtype, compute_batch)
-        networks = {"latents", *(f"features_{name}" for name in encoders or {})}
-        self.dataset.stores = tuple(self.stores.values())
+        for outputs in wanted:
+            with placed(outputs.network, device):
+                self.stores[outputs.name] = self.store_for(outputs, making)
+        texts = {outputs.name for outputs in wanted if outputs.of_captions}
+        self.dataset.stores = tuple(store for name, store in self.stores.items() if name not in texts)
+        self.dataset.text_stores = tuple(self.stores[name] for name in texts)
         # Without an autoencoder here, somebody else turns the pictures into latents (or trains the one that does).
+        networks = {"latents", *(f"features_{name}" for name in encoders or {})}
         self.dataset.with_images = self.keep_images or not networks <= self.stores.keys()
         if self.dataset.with_images and not self.source.has_images:
             raise UserError(
@@ -226,59 +232,28 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 "set data.cache_latents=true, data.cache_features=true, data.keep_images=false"
             )
 
-    def store_for(self, name: str, fingerprint: str, compute: Compute, dtype: str, batch: int) -> ArrayStore:
+    def outputs(
+        self,
+        autoencoder: Autoencoder | None,
+        encoders: Mapping[str, Encoder],
+        text_encoders: Mapping[str, Any],
+        device: torch.device | str,
+    ) -> list[Outputs]:
+        """What is to be read from stores, by the options ``cache_latents`` and ``cache_features``."""
+        return outputs_of(
+            autoencoder if self.cache_latents else None,
+            encoders if self.cache_features else {},
+            text_encoders if self.cache_features else {},
+            device,
+            self.latent_dtype,
+            self.feature_dtype,
+        )
+
+    def cached(self, outputs: Outputs, making: Making) -> CachedOutputs:
+        """The store of a network's outputs, not yet opened."""
+        views = 2 if self.horizontal_flip else 1
+        return CachedOutputs(self.source, outputs, self.cache_root, views, making, self.verify)
+
+    def store_for(self, outputs: Outputs, making: Making) -> ArrayStore:
         """The store of a network's outputs over all pictures, made when it is not there."""
-        return ensure_cached(
-            self.source,
-            name,
-            fingerprint,
-            compute,
-            root=self.cache_root,
-            dtype=dtype,
-            both_views=self.horizontal_flip,
-            batch_size=batch,
-            verify=self.verify,
-        )
-
-
-def _fingerprint(name: str, network: Any) -> str:
-    found = getattr(network, "fingerprint", None)
-    if not found:
-        option = "cache_latents" if name == "latents" else "cache_features"
-        raise UserError(
-            f"data.{option}: {type(network).__name__} has no fingerprint, so what it computes cannot be found again; "
-            f"set data.{option}=false"
-        )
-    return str(found)
-
-
-def _moments(autoencoder: Autoencoder, device: torch.device | str, images: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad():
-        posterior = autoencoder.encode(images.to(device))
-    if not isinstance(posterior.mean, Tensor):
-        raise UserError("data.cache_latents: latents of several streams are not stored; set data.cache_latents=false")
-    moments = {"moments_mean": posterior.mean}
-    return moments if posterior.std is None else {**moments, "moments_std": posterior.std}
-
-
-def _features(name: str, encoder: Encoder, device: torch.device | str, images: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return {f"features/{name}": encoder(images.to(device)).data}
-
-
-@contextmanager
-def _placed(network: Any, device: torch.device | str) -> Iterator[None]:
-    """A network on the device and in evaluation mode; afterwards where and how it was."""
-    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    if first is None:
-        yield
-        return
-    modes = {part: part.training for part in network.modules()}
-    origin = first.device
-    network.to(device).eval()
-    try:
-        yield
-    finally:
-        network.to(origin)
-        for part, mode in modes.items():
-            part.training = mode
+        return self.cached(outputs, making).store()

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from datamodules.cache import BOOKKEEPING, mirror
+from datamodules.own_store import MOMENTS
 from datamodules.sampler import Key
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore
@@ -20,8 +21,9 @@ class SerialDataset(Dataset[dict[str, Any]]):
     """Gathers whole batches for keys (serial number, index).
 
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
-    every array of the stores under its own name, as float32 (``moments_mean``, ``moments_std``, ``features/<name>``);
-    ``caption``, a list of texts, when the pictures have them.
+    what the stores hold, in the type it is stored in: ``moments_mean`` and ``moments_std`` [B, C, h, w],
+    ``features/<name>``, ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts,
+    when the pictures have them. Floats in half precision are for the device to convert: half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
 
@@ -29,7 +31,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
         source: the pictures and their labels.
         seed: of the mirroring.
         horizontal_flip: whether pictures are mirrored at random.
-        stores: cached rows, see :func:`datamodules.cache.ensure_cached`.
+        stores: cached rows, see :class:`datamodules.cache.CachedOutputs`; ``text_stores`` the same of captions.
         with_images: whether batches carry pictures.
         redirect: index -> index that is read instead (damaged rows of a store that are to be skipped); None for none.
     """
@@ -49,6 +51,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
         self.stores = tuple(stores)
         self.with_images = with_images
         self.redirect = redirect
+        self.text_stores: tuple[ArrayStore, ...] = ()
+        self._pictures: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,13 +70,13 @@ class SerialDataset(Dataset[dict[str, Any]]):
         row = index
         for store in self.stores:
             rows = row + flip * len(self.source)
-            for name in store.arrays:
-                if name not in BOOKKEEPING:
-                    batch[name] = torch.from_numpy(store.gather(name, rows).astype(np.float32, copy=False))
-            index = store.gather("index", rows)
+            batch |= _rows(store, rows)
+            index = self._pictures_of(store)[rows]
         if self.with_images:
             images, index = self.source.load(index.tolist())
             batch["image"] = torch.from_numpy(mirror(images, flip))
+        for store in self.text_stores:
+            batch |= _rows(store, index)
         batch["label"] = torch.from_numpy(self.source.labels[index])
         batch["serial"] = torch.from_numpy(serial)
         batch["index"] = torch.from_numpy(index)
@@ -85,7 +89,21 @@ class SerialDataset(Dataset[dict[str, Any]]):
             return np.zeros(len(serial), dtype=bool)
         return SampleRandom(self.seed, serial.tolist()).uniform("flip").numpy() < 0.5
 
+    def _pictures_of(self, store: ArrayStore) -> np.ndarray:
+        """Which picture each row of a store is of, read once: a gather per batch would cost as much as the latents."""
+        if id(store) not in self._pictures:
+            rows = np.arange(len(store))
+            if self.redirect is not None:
+                rows = rows[np.isin(rows % len(self.source), self.redirect)]  # the others may lie in a damaged file
+            self._pictures[id(store)] = np.full(len(store), -1, dtype=np.int64)
+            self._pictures[id(store)][rows] = store.gather("index", rows)
+        return self._pictures[id(store)]
 
-def whole_batch(batch: Any) -> Any:
-    """The collate function of batches that are gathered whole already (a function by name, for worker processes)."""
+
+def _rows(store: ArrayStore, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    """The arrays of a store for these rows; a record of moments is taken apart without a copy."""
+    batch = {name: torch.from_numpy(store.gather(name, rows)) for name in store.arrays if name not in BOOKKEEPING}
+    if MOMENTS in batch:
+        parts = batch.pop(MOMENTS).unbind(1)
+        batch |= dict(zip(("moments_mean", "moments_std"), parts, strict=False))
     return batch

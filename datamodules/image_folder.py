@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 
 from datamodules.base import ImageDataModule
-from datamodules.images import center_crop, to_picture, to_pixels
+from datamodules.encoded import EncodedPictures, check_classes, existing_root
 from datamodules.store import Verify
-from repalign.errors import UserError, unknown_choice
+from repalign.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-ON_CORRUPT = ("stop", "skip")
 LABELS = "dataset.json"
 
-_log = logging.getLogger(__name__)
 
-
-class ImageFolder:
+class ImageFolder(EncodedPictures):
     """Pictures in one folder per class, or listed with their labels in ``dataset.json``.
 
     Classes are the sub-folders in alphabetical order (ImageNet: the WordNet ids), pictures the files below them with a
     known suffix, in alphabetical order. A ``dataset.json`` of the form {"labels": [["a/b.png", 3], ...]} in the root
     takes precedence; it is what the data preparation of EDM, StyleGAN and REPA writes.
 
-    A picture becomes RGB, then the centre square by ADM's crop (:func:`datamodules.images.center_crop`).
-
     Args:
         root: the folder; ImageNet: the one with n01440764, n01443537, ...
-        image_size: side of the squares.
-        on_corrupt: 'stop' raises at a file that cannot be read; 'skip' names it in the log, with the number so far,
-            and takes the next readable picture in its place, label included.
-        upscale: allow pictures smaller than ``image_size``.
+        image_size, on_corrupt, upscale: see :class:`datamodules.encoded.EncodedPictures`.
         num_classes: when given, the number of classes that must be found.
 
     Raises:
         UserError: for a missing or empty folder, a wrong number of classes, bad labels; later for a file that cannot be
             read or is too small.
     """
-
-    captions = None
-    attribution = None
-    has_images = True
 
     def __init__(
         self,
@@ -58,32 +43,13 @@ class ImageFolder:
         upscale: bool = False,
         num_classes: int | None = None,
     ) -> None:
-        mend = (
-            "set data.root=FOLDER, or the environment variable that the recipe reads (REPALIGN_IMAGENET for "
-            "data=imagenet, REPALIGN_IMAGES for data=image_folder)"
-        )
-        if root is None:
-            raise UserError(f"data.root: has no value; {mend}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"data.root: no folder '{root}'; {mend}")
-        if on_corrupt not in ON_CORRUPT:
-            raise unknown_choice("data.on_corrupt", on_corrupt, ON_CORRUPT)
-        self.image_size = image_size
-        self.on_corrupt = on_corrupt
-        self.upscale = upscale
+        super().__init__(image_size, on_corrupt, upscale)
+        self.root = existing_root(root)
         listed = (self.root / LABELS).is_file()
-        self.files, labels, self.class_names = _listed(self.root) if listed else _by_folder(self.root)
+        self.files, labels, self.class_names = _listed(self.root) if listed else files_by_class(self.root)
         self.labels = np.array(labels, dtype=np.int64)
-        if num_classes is not None and num_classes != len(self.class_names):
-            raise UserError(
-                f"data.root: found {len(self.class_names)} classes in '{root}', expected data.num_classes={num_classes}"
-            )
-        self._skipped: set[int] = set()
+        check_classes(len(self.class_names), num_classes, root)
         self._fingerprint: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     @property
     def fingerprint(self) -> str:
@@ -95,51 +61,21 @@ class ImageFolder:
             self._fingerprint = f"{self.root.resolve().name}-{self.image_size}px-{digest.hexdigest()}"
         return self._fingerprint
 
-    def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures uint8 [B, 3, H, W] and their indices; a skipped file is replaced by the next readable one."""
-        images, found = zip(*(self._readable(index) for index in indices), strict=True)
-        return np.stack(images), np.array(found, dtype=np.int64)
+    def place(self, index: int) -> str:
+        """The path of a picture, quoted."""
+        return f"'{self.root / self.files[index]}'"
 
-    def _readable(self, index: int) -> tuple[np.ndarray, int]:
-        for offset in range(len(self)):
-            candidate = (index + offset) % len(self)
-            try:
-                return self._read(self.root / self.files[candidate]), candidate
-            except UnreadableImage as error:
-                if self.on_corrupt == "stop":
-                    raise
-                self._note(candidate, error)
-        raise UserError(f"data.root: none of the {len(self)} pictures in '{self.root}' can be read")
-
-    def _read(self, path: Path) -> np.ndarray:
-        try:
-            with PIL.Image.open(path) as image:
-                image.load()
-                picture = image if image.mode == "RGB" else to_picture(to_pixels(image))
-        # Pillow's decoders raise SyntaxError and ValueError too for torn files.
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UnreadableImage(
-                f"data.root: cannot read '{path}' ({error}); restore the file, or set data.on_corrupt=skip to go on "
-                "without it"
-            ) from error
-        if min(picture.size) < self.image_size and not self.upscale:
-            raise UserError(
-                f"data.image_size: '{path}' has {picture.width}x{picture.height} pixels, expected at least "
-                f"{self.image_size}x{self.image_size}; set data.upscale=true to enlarge such pictures"
-            )
-        return to_pixels(center_crop(picture, self.image_size)).numpy()
-
-    def _note(self, index: int, error: Exception) -> None:
-        if index not in self._skipped:
-            self._skipped.add(index)
-            _log.warning("skipped (%d so far of %d): %s", len(self._skipped), len(self), error)
+    def read(self, index: int) -> bytes:
+        """The bytes of a file."""
+        return (self.root / self.files[index]).read_bytes()
 
 
-class UnreadableImage(UserError):
-    """A file that is no picture, or a torn one."""
+def files_by_class(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str], list[int], list[str]]:
+    """Files below one folder per class: relative names, labels, and the classes in alphabetical order.
 
-
-def _by_folder(root: Path) -> tuple[list[str], list[int], list[str]]:
+    Raises:
+        UserError: when there is no folder, or one without a file of these suffixes.
+    """
     class_names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     files: list[str] = []
     labels: list[int] = []
@@ -148,10 +84,10 @@ def _by_folder(root: Path) -> tuple[list[str], list[int], list[str]]:
             os.path.relpath(os.path.join(folder, file), root)
             for folder, _, inside in os.walk(root / name)
             for file in inside
-            if file.lower().endswith(SUFFIXES)
+            if file.lower().endswith(suffixes)
         ]
         if not found:
-            raise UserError(f"data.root: class folder '{root / name}' has no picture ({', '.join(SUFFIXES)})")
+            raise UserError(f"data.root: class folder '{root / name}' has no picture ({', '.join(suffixes)})")
         files += sorted(found)
         labels += [label] * len(found)
     if not files:
@@ -187,7 +123,8 @@ class ImageFolderDataModule(ImageDataModule):
     Args:
         root, on_corrupt, upscale, num_classes: see :class:`ImageFolder`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -206,6 +143,7 @@ class ImageFolderDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = False,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -220,6 +158,7 @@ class ImageFolderDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

@@ -4,49 +4,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
-from datamodules.cache import Compute
+from datamodules.cache import Making
+from datamodules.outputs import Outputs
 from datamodules.progress import first_rank
+from datamodules.remote import RemoteFolder, RemoteStore, is_url
 from datamodules.store import MANIFEST, ArrayStore, DamagedStore, Manifest, Verify, damages
 from repalign.errors import UserError, unknown_choice
 
 ON_CORRUPT = ("stop", "skip")
 
+_REDIRECT = 0x7265646972  # Philox key of the rows that stand in for lost ones
+
 
 class LatentFolder:
     """A folder of stores that ``task=precompute`` wrote for one set of pictures: ``cache/<pictures>``.
 
-    Which store belongs to which network is in the manifests, so the folder may be copied and renamed.
+    Which store belongs to which network is in the manifests, so the folder may be copied and renamed. It may also lie
+    elsewhere, behind a URL (:class:`datamodules.remote.RemoteFolder`): its files are checked when they are fetched.
 
     Args:
-        root: the folder.
+        root: the folder, or a URL such as 's3://bucket/folder'.
         image_size: of the pictures that the stores were made from.
-        on_corrupt: 'stop' raises at a damaged shard; 'skip' says which rows are lost and reads the next intact row in
-            their place, the same one on every rank and in every run.
+        on_corrupt: 'stop' raises at a damaged shard; 'skip' says which rows are lost and reads intact rows in their
+            place, drawn once, the same on every rank and in every run; the order of all others stays as it was.
         verify: 'hash' or 'size'.
+        remote_cache: where files behind a URL are kept.
 
     Raises:
         UserError: when the folder is missing, holds no store, or stores of different pictures or sizes.
         DamagedStore: when a store is torn, not complete, or damaged with ``on_corrupt='stop'``.
     """
 
-    captions = None
     has_images = False
 
     def __init__(
-        self, root: str | Path | None, image_size: int, on_corrupt: str = "stop", verify: Verify = "hash"
+        self,
+        root: str | Path | None,
+        image_size: int,
+        on_corrupt: str = "stop",
+        verify: Verify = "hash",
+        remote_cache: str | Path = "cache/remote",
     ) -> None:
         mend = "set data.root=FOLDER (data=latents also reads the environment variable REPALIGN_LATENTS)"
         if root is None:
             raise UserError(f"data.root: has no value; {mend}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise UserError(f"data.root: no folder '{root}'; {mend}")
         if on_corrupt not in ON_CORRUPT:
             raise unknown_choice("data.on_corrupt", on_corrupt, ON_CORRUPT)
+        self._remote = RemoteFolder(str(root), Path(remote_cache).expanduser()) if is_url(root) else None
+        self.root = Path(root).expanduser() if self._remote is None else self._remote.folder
+        if not self.root.is_dir():
+            raise UserError(f"data.root: no folder '{root}'; {mend}")
         self.on_corrupt = on_corrupt
         # Ranks must agree on what is skipped, so then each of them looks at the content itself.
         self._verify: Verify = verify if on_corrupt == "skip" or first_rank() else "size"
@@ -72,16 +84,18 @@ class LatentFolder:
         self.fingerprint: str = first["source"]
         self.attribution: str | None = first["attribution"]
         self._lost = np.zeros(first["pictures"], dtype=bool)
-        self._opened: dict[str, ArrayStore] = {}
-        labelled = self.open(next(iter(self.manifests)))
+        self._opened: dict[str, ArrayStore | RemoteStore] = {}
+        captioned = [folder for folder, m in self.manifests.items() if "caption" in m.arrays]
+        labelled = self.open([*captioned, *self.manifests][0])
         self.labels = labelled.gather("label", self.redirect)
+        self.captions: Sequence[str] | None = _Captions(labelled) if captioned else None
 
     def __len__(self) -> int:
         return len(self._lost)
 
     @property
     def redirect(self) -> np.ndarray:
-        """Index -> the next index whose rows are intact in every store opened so far, int64 [N].
+        """Index -> an index whose rows are intact in every store opened so far, itself where possible; int64 [N].
 
         Raises:
             DamagedStore: when no row is intact.
@@ -89,9 +103,11 @@ class LatentFolder:
         intact = np.flatnonzero(~self._lost)
         if not len(intact):
             raise DamagedStore(f"data.root: no intact row in '{self.root}'; copy it again")
-        return intact[np.searchsorted(intact, np.arange(len(self))) % len(intact)]
+        # Spread over all: the neighbour alone would stand in for a whole shard.
+        draws = np.random.Generator(np.random.Philox(key=_REDIRECT)).integers(len(intact), size=len(self))
+        return np.where(self._lost, intact[draws], np.arange(len(self)))
 
-    def find(self, name: str, fingerprint: str, views: int) -> ArrayStore:
+    def find(self, name: str, fingerprint: str, views: int) -> ArrayStore | RemoteStore:
         """The store of a network's outputs.
 
         Args:
@@ -123,12 +139,20 @@ class LatentFolder:
             )
         return self.open(enough[0])
 
-    def open(self, folder: str) -> ArrayStore:
+    def open(self, folder: str) -> ArrayStore | RemoteStore:
         """A store, checked; damaged rows are noted when they are to be skipped."""
         if folder not in self._opened:
             manifest = self.manifests[folder]
-            store = ArrayStore(self.root / folder, manifest)
-            wrong = damages(store.folder, manifest, self._verify)
+            if self._remote is None:
+                store = ArrayStore(self.root / folder, manifest)
+                wrong = damages(store.folder, manifest, self._verify)
+            else:
+                store = RemoteStore(self._remote, folder, manifest)
+                # What is to be skipped must be known before the first batch.
+                wrong = store.damages() if self.on_corrupt == "skip" else {}
+            in_shards = {file for shard in range(manifest.shards) for file in manifest.files_of(shard).values()}
+            if others := [line for file, line in wrong.items() if file not in in_shards]:
+                raise DamagedStore(f"data.root: {others[0]}; copy the file again")
             for shard in range(manifest.shards):
                 for line in (wrong[file] for file in manifest.files_of(shard).values() if file in wrong):
                     self._lose(manifest.rows_of(shard), line)
@@ -155,14 +179,29 @@ class LatentFolder:
             print(f"{text}: skipped, {int(self._lost.sum())} of {len(self)} pictures lost", flush=True)
 
 
+class _Captions(Sequence[str]):
+    """The texts of a store, read when they are asked for."""
+
+    def __init__(self, store: ArrayStore | RemoteStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return self.store.info["pictures"]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.store.gather("caption", [index])[0]
+
+
 class LatentDataModule(ImageDataModule):
     """Batches of :class:`LatentFolder`: no pictures, only what ``task=precompute`` stored.
 
     Args:
-        root, on_corrupt: see :class:`LatentFolder`.
+        root, on_corrupt, remote_cache: see :class:`LatentFolder`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, verify: see
             :class:`datamodules.base.ImageDataModule`.
     """
+
+    computes = False
 
     def __init__(
         self,
@@ -176,6 +215,7 @@ class LatentDataModule(ImageDataModule):
         seed: int = 0,
         horizontal_flip: bool = False,
         verify: Verify = "hash",
+        remote_cache: str | Path = "cache/remote",
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -188,14 +228,18 @@ class LatentDataModule(ImageDataModule):
         )
         self.root = root
         self.on_corrupt = on_corrupt
+        self.remote_cache = remote_cache
 
     def make_source(self) -> LatentFolder:
         """Read the manifests."""
-        return LatentFolder(self.root, self.image_size, self.on_corrupt, self.verify)
+        return LatentFolder(self.root, self.image_size, self.on_corrupt, self.verify, self.remote_cache)
 
-    def store_for(self, name: str, fingerprint: str, compute: Compute, dtype: str, batch: int) -> ArrayStore:
+    def store_for(  # type: ignore[override]  # a store elsewhere has the reading half of the interface
+        self, outputs: Outputs, making: Making
+    ) -> ArrayStore | RemoteStore:
         """The store of a network's outputs; nothing can be computed here."""
         assert isinstance(self.source, LatentFolder)
-        store = self.source.find(name, fingerprint, 2 if self.horizontal_flip else 1)
+        views = 2 if self.horizontal_flip and not outputs.of_captions else 1
+        store = self.source.find(outputs.name, outputs.fingerprint, views)
         self.dataset.redirect = self.source.redirect
         return store

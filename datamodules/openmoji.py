@@ -158,7 +158,8 @@ class OpenMojiDataModule(ImageDataModule):
     Args:
         groups: see :class:`OpenMoji`.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -174,6 +175,7 @@ class OpenMojiDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = True,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -188,6 +190,7 @@ class OpenMojiDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

@@ -25,8 +25,10 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
 class SerialBatchSampler(Sampler[list[Key]]):
     """Micro-batches of (serial number, index) for one rank, without end.
 
-    serial = step * global_batch + position in the global batch. An epoch has size // global_batch steps; the remainder
-    of its permutation is left out, another one in every epoch. Positions are dealt out in blocks: first by micro-batch,
+    serial = step * global_batch + position in the global batch. Sample ``serial`` is place serial mod N of the
+    permutation of epoch serial // N, N = ``size``: the permutations follow each other without a gap, so every picture
+    occurs exactly once in each run of N serial numbers that begins at a multiple of N, whatever the batch; a batch may
+    hold the end of one epoch and the beginning of the next. Positions are dealt out in blocks: first by micro-batch,
     then by rank, so the samples of an optimizer step are the same for every number of ranks and micro-batches.
 
     There is no ``__len__`` and no last batch: a trainer that counts epochs would otherwise end a resumed run early when
@@ -34,7 +36,7 @@ class SerialBatchSampler(Sampler[list[Key]]):
 
     Args:
         size: number of pictures.
-        global_batch: samples of one optimizer step over all ranks and micro-batches.
+        global_batch: samples of one optimizer step over all ranks and micro-batches; may exceed ``size``.
         rank: of this process.
         world: number of processes.
         accumulate: micro-batches per optimizer step.
@@ -42,7 +44,7 @@ class SerialBatchSampler(Sampler[list[Key]]):
         start: first optimizer step.
 
     Raises:
-        UserError: when the batch does not divide, or is larger than the data set.
+        UserError: when the batch does not divide.
     """
 
     def __init__(
@@ -61,8 +63,6 @@ class SerialBatchSampler(Sampler[list[Key]]):
                 f"trainer.num_nodes) with {accumulate} micro-batches each (data.accumulate); expected a multiple of "
                 f"{world * accumulate}"
             )
-        if global_batch > size:
-            raise UserError(f"data.batch_size: {global_batch} is more than the data set has; expected {size} at most")
         self.size = size
         self.global_batch = global_batch
         self.rank = rank
@@ -74,10 +74,14 @@ class SerialBatchSampler(Sampler[list[Key]]):
 
     def keys_of_step(self, step: int) -> list[Key]:
         """The whole global batch of an optimizer step."""
-        steps = self.size // self.global_batch
-        first = step % steps * self.global_batch
-        indices = self._order(step // steps)[first : first + self.global_batch]
-        return list(zip(range(step * self.global_batch, (step + 1) * self.global_batch), indices.tolist(), strict=True))
+        serial, end = step * self.global_batch, (step + 1) * self.global_batch
+        keys: list[Key] = []
+        while serial < end:
+            epoch, place = divmod(serial, self.size)
+            indices = self._order(epoch)[place : place + end - serial].tolist()
+            keys += zip(range(serial, serial + len(indices)), indices, strict=True)
+            serial += len(indices)
+        return keys
 
     def __iter__(self) -> Iterator[list[Key]]:
         local = self.global_batch // (self.world * self.accumulate)

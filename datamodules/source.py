@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,4 +50,18 @@ class PictureSource(Protocol):
 
     def load(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Pictures uint8 [B, 3, H, W] and the indices that they really have: a skipped file is replaced by another."""
+        ...
+
+
+@runtime_checkable
+class Cropped(Protocol):
+    """A set of pictures that are cut from larger ones."""
+
+    @property
+    def crop(self) -> str:
+        """How: kept in the header of every store, because latents of another crop are other latents."""
+        ...
+
+    def original_sizes(self, indices: Sequence[int]) -> np.ndarray:
+        """Height and width before resizing and cutting, int32 [B, 2]."""
         ...

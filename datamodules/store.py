@@ -1,32 +1,34 @@
-"""Arrays on disk: rows in memory-mapped .npy shards, and a manifest with the size and hash of every file.
+"""Arrays on disk: rows in memory-mapped .npy shards, and a manifest with the size and checksums of every file.
 
 A folder holds ``manifest.json`` and one file ``<array>.<shard>.npy`` per array and shard of ``shard_rows`` rows. Every
-file is written under another name and renamed; the manifest follows after each shard. So a store that is half written
-can be continued, and a file that is not in the manifest does not exist.
+file is written under another name and renamed, so it is whole or not there. While a store is made, ``shard.<n>.json``
+follows the files of shard n; a file that no record names does not exist. When the last shard is there the records move
+into the manifest. So a store that is half written can be continued, by any number of processes.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.files import FileEntry, damaged_bytes, digest_of, sha256_of, write_atomically
 from datamodules.progress import progress
+from datamodules.texts import unpack
 from repalign.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+TEXT = "utf8"  # type of an array of texts, see datamodules/texts.py
 Verify = Literal["hash", "size"]
+
+_TEXT_BYTES = 128  # of a text, for estimates
 
 
 class DamagedStore(UserError):
@@ -35,14 +37,16 @@ class DamagedStore(UserError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Type and shape of one row of an array."""
+    """Type and shape of one row of an array; type 'utf8' for texts of any length."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def bytes_per_row(self) -> int:
-        """Size of a row."""
+        """Size of a row; of texts an estimate."""
+        if self.dtype == TEXT:
+            return _TEXT_BYTES
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
@@ -55,14 +59,18 @@ class Manifest:
         shard_rows: rows of every shard but the last.
         arrays: by name; a name may have a folder (``features/main``).
         info: whatever the writer wants to be known of the content.
-        files: size and SHA-256 of every file written so far.
+        files: size and checksums of every file written so far.
+        sums: per shard, what statistics of the whole are added up from.
+        records: whether a record of a single shard lies beside the manifest.
     """
 
     rows: int
     shard_rows: int
     arrays: dict[str, ArraySpec]
     info: dict[str, Any]
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    sums: dict[str, dict[str, Any]] = field(default_factory=dict)
+    records: bool = False
 
     @property
     def shards(self) -> int:
@@ -85,32 +93,41 @@ class Manifest:
         """Write ``manifest.json`` atomically."""
         arrays = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in self.arrays.items()}
         content = {"format": FORMAT, "rows": self.rows, "shard_rows": self.shard_rows, "arrays": arrays}
-        content |= {"info": self.info, "files": self.files}
-        content["sha256"] = _digest(content)
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+        # Sorted: the order in which shards were made leaves no trace.
+        content |= {
+            "info": self.info,
+            "files": dict(sorted(self.files.items())),
+            "sums": dict(sorted(self.sums.items())),
+        }
+        _write_json(folder / MANIFEST, content)
+
+    def save_shard(self, folder: Path, shard: int) -> None:
+        """Write the record of one shard, whose files are in ``files``."""
+        files = {name: self.files[name] for name in self.files_of(shard).values()}
+        sums = {key: value for key, value in self.sums.items() if key == f"{shard:05d}"}
+        _write_json(folder / f"shard.{shard:05d}.json", {"files": files, "sums": sums})
+        self.records = True
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read ``manifest.json``.
+        """Read ``manifest.json``, and the records of shards that have not moved into it yet.
 
         Raises:
             DamagedStore: when it is missing, torn or changed.
         """
-        path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_bytes())
-            expected = content.pop("sha256")
-        except FileNotFoundError:
-            raise DamagedStore(f"'{path}' is missing; expected a store of arrays in '{folder}'") from None
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise DamagedStore(f"'{path}': torn (no complete JSON object)") from None
-        if _digest(content) != expected:
-            raise DamagedStore(f"'{path}': expected SHA-256 {expected[:16]}..., found {_digest(content)[:16]}...")
+        # Records first: whoever moves them writes the manifest before removing them.
+        records = [record for path in sorted(folder.glob("shard.*.json")) if (record := _read_record(path))]
+        content = _read_json(folder / MANIFEST)
         if content["format"] != FORMAT:
-            raise DamagedStore(f"'{path}': expected format {FORMAT}, found {content['format']}")
+            raise DamagedStore(f"'{folder / MANIFEST}': expected format {FORMAT}, found {content['format']}")
         arrays = {name: ArraySpec(spec["dtype"], tuple(spec["shape"])) for name, spec in content["arrays"].items()}
-        return cls(content["rows"], content["shard_rows"], arrays, content["info"], content["files"])
+        manifest = cls(content["rows"], content["shard_rows"], arrays, content["info"], content["files"])
+        manifest.sums = content["sums"]
+        manifest.records = bool(records)
+        for record in records:
+            manifest.files |= record["files"]
+            manifest.sums |= record["sums"]
+        return manifest
 
 
 class ArrayStore:
@@ -144,66 +161,56 @@ class ArrayStore:
         return self.manifest.arrays.keys()
 
     def gather(self, name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Copies of the rows [B, *row shape], in the order asked."""
-        spec = self.manifest.arrays[name]
-        wanted = np.asarray(rows, dtype=np.int64)
-        shards = wanted // self.manifest.shard_rows
+        """Copies of the rows [B, *row shape], in the order asked; of texts, an array of str."""
+        spec, wanted = self.manifest.arrays[name], np.asarray(rows, dtype=np.int64)
+        shards, inside = (part.tolist() for part in np.divmod(wanted, self.manifest.shard_rows))
+        places = zip(shards, inside, strict=True)
+        if spec.dtype == TEXT:
+            texts = [unpack(self._map(name, s), len(self.manifest.rows_of(s)), row) for s, row in places]
+            return np.array(texts, dtype=object)
+        # Row by row: a batch of a shuffled stream has about one row per shard, and a call per shard costs more.
         found = np.empty((len(wanted), *spec.shape), dtype=spec.dtype)
-        for shard in np.unique(shards):
-            here = shards == shard
-            found[here] = self._map(name, int(shard))[wanted[here] - shard * self.manifest.shard_rows]
+        for position, (shard, row) in enumerate(places):
+            found[position] = self._map(name, shard)[row]
         return found
 
     def whole(self, name: str) -> np.ndarray:
         """The whole of a small array (labels, indices)."""
-        return self.gather(name, np.arange(len(self)))
+        return np.concatenate([self._map(name, shard) for shard in range(self.manifest.shards)])
 
     def _map(self, name: str, shard: int) -> np.ndarray:
-        file = self.manifest.files_of(shard)[name]
-        if file not in self._maps:
-            self._maps[file] = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
-        return self._maps[file]
+        key = (name, shard)
+        if key not in self._maps:
+            path = self.folder / self.manifest.files_of(shard)[name]
+            try:
+                opened = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DamagedStore(
+                    f"'{path}' cannot be read ({error}); copy it again, or make the store again"
+                ) from error
+            self._maps[key] = np.asarray(opened)  # plain arrays index faster than numpy's memmap
+        return self._maps[key]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the files anew: a pickled memory map would carry its whole content.
         return {**self.__dict__, "_maps": {}}
 
 
-class StoreWriter:
-    """Writes the shards of a store; begins where an earlier writer stopped when the manifest already exists."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        folder.mkdir(parents=True, exist_ok=True)
-        for torn in folder.rglob(".*.incomplete"):  # of a writer that was stopped
-            torn.unlink()
-        manifest.save(folder)
-
-    def write(self, shard: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write one shard of every array, then the manifest."""
-        rows = self.manifest.rows_of(shard)
-        for name, file in self.manifest.files_of(shard).items():
-            spec, values = self.manifest.arrays[name], np.ascontiguousarray(arrays[name])
-            assert values.shape == (len(rows), *spec.shape), f"{name}: {values.shape} for {len(rows)} x {spec.shape}"
-            assert values.dtype == spec.dtype, f"{name}: {values.dtype} for {spec.dtype}"
-            path = self.folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, partial(np.save, arr=values, allow_pickle=False))
-            self.manifest.files[file] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        self.manifest.save(self.folder)
-
-
 def damages(folder: Path, manifest: Manifest, verify: Verify) -> dict[str, str]:
-    """Files that are not what the manifest says: name -> one line with what was found and what was expected."""
+    """Files that are not what the manifest says: name -> one line with what was found and what was expected.
+
+    The line names the byte offset where a short file ends, or the bytes between which the content differs.
+    """
     found: dict[str, str] = {}
     for name, entry in manifest.files.items():
         path = folder / name
         size = path.stat().st_size if path.exists() else None
         if size is None:
             found[name] = f"'{path}' is missing; expected {entry['bytes']} bytes"
-        elif size != entry["bytes"]:
-            found[name] = f"'{path}': expected {entry['bytes']} bytes, found {size}"
+        elif size < entry["bytes"]:
+            found[name] = f"'{path}' ends at byte {size}, expected {entry['bytes']} bytes"
+        elif size > entry["bytes"]:
+            found[name] = f"'{path}' goes on after byte {entry['bytes']}: expected that many bytes, found {size}"
     if verify == "hash":
         whole = [name for name in manifest.files if name not in found]
         total = sum(manifest.files[name]["bytes"] for name in whole) >> 20
@@ -211,10 +218,14 @@ def damages(folder: Path, manifest: Manifest, verify: Verify) -> dict[str, str]:
         with progress(f"checking {folder.name} (MiB)", total) if total > 2048 else nullcontext(_ignore) as advance:
             with ThreadPoolExecutor(4) as pool:
                 for name, digest in zip(whole, pool.map(sha256_of, [folder / n for n in whole]), strict=True):
-                    advance(manifest.files[name]["bytes"] >> 20)
-                    if digest != manifest.files[name]["sha256"]:
-                        expected = manifest.files[name]["sha256"]
-                        found[name] = f"'{folder / name}': expected SHA-256 {expected[:16]}..., found {digest[:16]}..."
+                    entry = manifest.files[name]
+                    advance(entry["bytes"] >> 20)
+                    if digest != entry["sha256"]:
+                        where = damaged_bytes(folder / name, entry)
+                        found[name] = (
+                            f"'{folder / name}' differs between bytes {where.start} and {where.stop - 1}: expected "
+                            f"SHA-256 {entry['sha256'][:16]}..., found {digest[:16]}..."
+                        )
     return found
 
 
@@ -222,34 +233,27 @@ def _ignore(steps: int) -> None:
     """The bar that is not shown."""
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps({**content, "sha256": digest_of(content)}, indent=1, ensure_ascii=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        expected = content.pop("sha256")
+    except FileNotFoundError:
+        raise DamagedStore(f"'{path}' is missing; expected a store of arrays in '{path.parent}'") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise DamagedStore(f"'{path}': torn (no complete JSON object)") from None
+    if digest_of(content) != expected:
+        raise DamagedStore(f"'{path}': expected SHA-256 {expected[:16]}..., found {digest_of(content)[:16]}...")
+    return content
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call ``write(file)`` on a temporary file beside ``path`` and rename it: readers see the whole file or none."""
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    with open(partial_path, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial_path, path)
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a store; says so when another process has it and waits."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another run that is making '{folder}'", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a shard; None when it is torn (the shard is made again) or has just moved into the manifest."""
+    try:
+        return _read_json(path)
+    except DamagedStore:
+        return None

@@ -77,7 +77,8 @@ class SyntheticDataModule(ImageDataModule):
     Args:
         size: see :class:`Shapes`; the pictures do not change with ``seed``, their order does.
         image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, feature_dtype, keep_images, verify: see :class:`datamodules.base.ImageDataModule`.
+            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
+            :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class SyntheticDataModule(ImageDataModule):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = True,
+        latent_dtype: str = "float32",
         feature_dtype: str = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
@@ -107,6 +109,7 @@ class SyntheticDataModule(ImageDataModule):
             cache_root=cache_root,
             cache_latents=cache_latents,
             cache_features=cache_features,
+            latent_dtype=latent_dtype,
             feature_dtype=feature_dtype,
             keep_images=keep_images,
             verify=verify,

@@ -1,70 +1,98 @@
-"""Training of an autoencoder."""
+"""Training of an autoencoder: the first stage of a latent model."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import nn
 
-from lightning_modules.one_phase import OnePhase
+from lightning_modules.joint import Joint
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.statistics import measure
-from repalign.objectives.reconstruction import Reconstruction
+from repalign.autoencoders.vq import VQAutoencoder
+from repalign.metrics.reconstruction import ReconstructionMetrics
+from repalign.objectives.first_stage import FirstStage
+from repalign.objectives.reconstruction import Reconstructed
 from repalign.protocols import Autoencoder
 from repalign.random import SampleRandom
-from repalign.training.phase import MakeOptimizer, MakeScheduler
+from repalign.training.phase import Phase
+from repalign.training.step import Losses
 
 
-class AutoencoderModule(OnePhase):
-    """Auto-Encoding Variational Bayes (Kingma & Welling, arXiv:1312.6114), as the first stage of latent diffusion.
+class AutoencoderModule(Joint):
+    """The first stage of latent diffusion (Rombach et al., arXiv:2112.10752, section 3.1).
 
-    loss = L1 + MSE between picture and reconstruction + w KL(q(z|x) || N(0, 1)); see
-    :class:`repalign.objectives.reconstruction.Reconstruction`. When the last step is done, the run folder gets
-    ``autoencoder.safetensors``: weights, latent statistics, provenance.
+    Phase ``autoencoder``: pixel error + LPIPS + KL or codebook + adversarial term; phase ``discriminator``, where the
+    objective has one: hinge loss on the same reconstruction. See :class:`repalign.objectives.first_stage.FirstStage`.
+    When the last step is done, the run folder gets ``autoencoder.safetensors``: weights, latent statistics, provenance.
+    Deviations from the official code: both phases share one pass through the autoencoder (there each has its own);
+    before the adversarial term starts the discriminator is not stepped at all (there it is, by a loss of zero).
 
     Args:
         autoencoder: every parameter is trained.
-        objective: the loss.
-        optimizer: from parameters to optimizer.
-        scheduler: from optimizer to learning-rate scheduler, stepped once per optimizer step; or None.
+        objective: the losses.
+        phases: by name: ``autoencoder``, and ``discriminator`` if the objective has an adversarial term.
+        accumulate: micro-batches per step.
         seed: of every draw.
         parts: what a generative method is assembled from besides (backbone, conditioner, ...); not used here.
 
     Raises:
-        UserError: when the autoencoder cannot be trained.
+        UserError: when the autoencoder cannot be trained, or phases and objective do not fit.
     """
 
-    trained: KLAutoencoder
+    trains_autoencoder: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         autoencoder: Autoencoder,
-        objective: Reconstruction,
-        optimizer: MakeOptimizer,
-        scheduler: MakeScheduler | None = None,
+        objective: FirstStage,
+        phases: Mapping[str, Phase],
+        accumulate: int = 1,
         seed: int = 0,
         **parts: Any,
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler, seed=seed)
+        super().__init__(phases=phases, accumulate=accumulate, seed=seed)
         self.require(
-            isinstance(autoencoder, KLAutoencoder),
+            isinstance(autoencoder, KLAutoencoder | VQAutoencoder),
             f"{type(autoencoder).__name__} has no weights to train; set autoencoder=small_kl",
         )
-        assert isinstance(autoencoder, KLAutoencoder)
-        self.trained = autoencoder
+        assert isinstance(autoencoder, KLAutoencoder | VQAutoencoder)
+        adversarial = objective.adversarial
+        self.require(
+            ("discriminator" in phases) == (adversarial is not None),
+            "an adversarial term and a phase 'discriminator' go together; set method=autoencoder for an objective "
+            "without one, method=autoencoder_adversarial for an objective with one",
+        )
         self.objective = objective
+        self.autoencoder = autoencoder
+        self.discriminator = None if adversarial is None else adversarial.discriminator
+        perceptual = objective.reconstruction.perceptual
+        self.frozen = nn.ModuleDict({"perceptual": perceptual} if isinstance(perceptual, nn.Module) else {})
+        self.check_phases()
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one micro-batch of uint8 pictures."""
-        random = SampleRandom(self.seed, batch["serial"].tolist(), self.device)
-        result = self.objective(self.trained, batch["image"].float() / 255, random)
-        total = result.total.mean()
-        self.note(total, {name: loss.mean() for name, loss in result.losses.items()})
-        return total
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The autoencoder and its adversary."""
+        adversary = {} if self.discriminator is None else {"discriminator": self.discriminator}
+        return {"autoencoder": self.autoencoder, **adversary}
+
+    def begin(self, batch: dict[str, Any], random: SampleRandom) -> Reconstructed:
+        """One pass through the autoencoder over a micro-batch of uint8 pictures."""
+        return self.objective.reconstruct(self.autoencoder, batch["image"].float() / 255, random)
+
+    def losses(self, phase: str, shared: Reconstructed) -> Losses:
+        """The loss of one of the two phases."""
+        step = self.progress.step
+        if phase == "discriminator":
+            loss = self.objective.discriminator_loss(shared, step)
+        else:
+            loss = self.objective.autoencoder_loss(self.autoencoder, shared, step)
+        return Losses(loss.total, loss.terms)
 
     def on_train_end(self) -> None:
         """Export once the last step is done."""
@@ -81,15 +109,22 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
         path: target .safetensors.
 
     Returns:
-        The provenance: latent statistics, l1 and psnr, recipe, commit, date, licence.
+        The provenance: latent statistics, l1, psnr and ssim, recipe, commit, date, licence.
     """
     target = Path(path)
     module.eval()
     images = (batch.to(module.device) for batch in data.reference_images(256))
-    measured = measure(module.trained, images)
+    metrics = ReconstructionMetrics()
+    measured = {**measure(module.autoencoder, images, metrics.update), **metrics.compute()}
     record = module.run_dir / "run.json"
     run = json.loads(record.read_text()) if record.is_file() else {}
     optimizer = module.trainer.optimizers[0]
+    reconstruction = module.objective.reconstruction
+    settings = {
+        "reconstruction": reconstruction,
+        "regularizer": reconstruction.regularizer,
+        "adversarial": module.objective.adversarial,
+    }
     provenance = {
         **measured,
         "data": type(data).__name__,
@@ -99,13 +134,23 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
         "steps": module.progress.step,
         "batch_size": data.batch_size,
         "seed": module.seed,
-        "objective": {**module.objective.weights, "latent_noise": module.objective.latent_noise},
+        "objective": {name: _plain(part) for name, part in settings.items() if part is not None},
         "optimizer": {"class": type(optimizer).__name__, "lr": optimizer.defaults["lr"]},
         "commit": run.get("commit"),
         "hardware": run.get("hardware"),
         "versions": run.get("versions"),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
-    module.trained.save(target, provenance)
-    print(f"autoencoder: L1 {measured['l1']:.4f}, PSNR {measured['psnr']:.2f} dB; {target}", flush=True)
+    module.autoencoder.save(target, provenance)
+    shown = ", ".join(f"{name} {measured[key]:.4g}" for name, key in (("L1", "l1"), ("PSNR", "psnr"), ("SSIM", "ssim")))
+    print(f"autoencoder: {shown}; {target}", flush=True)
     return provenance
+
+
+def _plain(part: object) -> dict[str, Any]:
+    """The settings of an object that can stand in a file: numbers, words and tables of them."""
+    return {"class": type(part).__name__} | {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, int | float | str | dict) and not name.startswith("_")
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -23,7 +23,10 @@ class RunModule(pl.LightningModule):
         progress: number of finished steps (rounds of all phases, where there are several).
         run_dir: set by whoever assembles the run.
         finished_terms: losses and gradient norms of the last finished step, on the device; the journal reads it.
+        trains_autoencoder: whether the method trains the autoencoder (too): its latents may not come from a store then.
     """
+
+    trains_autoencoder: ClassVar[bool] = False
 
     def __init__(self, *, seed: int = 0) -> None:
         super().__init__()

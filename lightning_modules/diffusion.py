@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.base import RunModule
+from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
     Autoencoder,
     Backbone,
@@ -18,8 +19,9 @@ from repalign.protocols import (
     Parametrization,
     Path,
     Sampler,
+    StreamSource,
 )
-from repalign.state import TokenSpec
+from repalign.state import StateShape, TokenSpec
 from repalign.training.ema import EMA
 from repalign.training.generate import ImageGenerator
 
@@ -34,12 +36,13 @@ class DiffusionModule(RunModule):
         objective: the training loss.
         path, parametrization: what sampling needs to know of the objective.
         conditioner: batch -> conditions.
-        autoencoder: images <-> latents; frozen.
+        autoencoder: images <-> latents.
         encoders: frozen representations by name.
         aligners: factories by name; each is called with ``tap_specs`` and ``features`` and returns an ``Aligner``.
         sampler, guidance: how previews and samples are drawn.
         ema_decay, ema_warmup: see :class:`repalign.training.ema.EMA`.
-        latent_shape: (C, H, W).
+        latent_shape: (C, H, W), or the shape of each stream by name.
+        streams: what is diffused beside the latent, by name; frozen.
         compile: ``torch.compile`` the backbone (in place; the keys of the weights stay).
         run: of the other base and of :class:`lightning_modules.base.RunModule`.
 
@@ -62,7 +65,8 @@ class DiffusionModule(RunModule):
         guidance: Guidance,
         ema_decay: float = 0.9999,
         ema_warmup: bool = False,
-        latent_shape: tuple[int, int, int],
+        latent_shape: StateShape,
+        streams: Mapping[str, StreamSource] | None = None,
         compile: bool = False,
         **run: Any,
     ) -> None:
@@ -71,21 +75,27 @@ class DiffusionModule(RunModule):
         features: dict[str, TokenSpec] = {name: encoder.spec for name, encoder in encoders.items()}
         built = {name: make(tap_specs=backbone.tap_specs, features=features) for name, make in aligners.items()}
         self.trained = nn.ModuleDict({"backbone": backbone, "aligners": nn.ModuleDict(built)})
+        if isinstance(autoencoder.norm, nn.Module) and autoencoder.norm.state_dict():
+            self.trained["norm"] = autoencoder.norm  # statistics that follow the latents, averaged like the weights
         self.ema = EMA(self.trained, ema_decay, ema_warmup)
         # Frozen parts follow the module to its device but stay out of the checkpoint.
         self.frozen = nn.ModuleDict(
             {
                 **{f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)},
-                **({"autoencoder": autoencoder} if isinstance(autoencoder, nn.Module) else {}),
+                **{f"stream_{name}": part for name, part in (streams or {}).items() if isinstance(part, nn.Module)},
             }
         )
+        self.stage = nn.ModuleDict()  # of the first stage, where it is trained too; not averaged
+        if isinstance(autoencoder, nn.Module):
+            (self.stage if self.trains_autoencoder else self.frozen)["autoencoder"] = autoencoder
         self.frozen.requires_grad_(False).eval()
         self.objective = objective
         self.path = path
         self.parametrization = parametrization
         self.conditioner = conditioner
         self.encoders = dict(encoders)
-        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once, among the frozen
+        self.streams = dict(streams or {})
+        self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once
         self.sampler = sampler
         self.guidance = guidance
         self.latent_shape = latent_shape
@@ -105,7 +115,7 @@ class DiffusionModule(RunModule):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """The frozen autoencoder."""
+        """The autoencoder."""
         return self._autoencoder["autoencoder"]
 
     def contract(self) -> None:
@@ -119,13 +129,16 @@ class DiffusionModule(RunModule):
         """Frozen parts and the average stay in evaluation mode."""
         super().train(mode)
         self.frozen.eval()
+        self.trained.train(mode)  # statistics of latents belong to a frozen autoencoder too, but they move
         self.ema.eval()
         return self
 
     def generator(self, ema: bool = True) -> ImageGenerator:
-        """Everything that sampling needs, around the averaged or the live weights."""
+        """Everything that sampling needs, around the averaged or the live weights and latent statistics."""
+        owner = self.ema.module if ema else self.trained
         return ImageGenerator(
-            backbone=self.ema.module["backbone"] if ema else self.backbone,
+            backbone=owner["backbone"],
+            norm=owner["norm"] if "norm" in owner else require_norm(self.autoencoder),
             path=self.path,
             parametrization=self.parametrization,
             conditioner=self.conditioner,

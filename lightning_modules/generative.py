@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.diffusion import DiffusionModule
 from lightning_modules.one_phase import OnePhase
 from repalign.random import SampleRandom
-from repalign.training.step import latents_of, training_losses
+from repalign.training.step import state_of, training_losses, with_features
 
 
 class Generative(DiffusionModule, OnePhase):
@@ -26,13 +26,14 @@ class Generative(DiffusionModule, OnePhase):
         random = SampleRandom(self.seed, batch["serial"].tolist(), self.device)
         # Layers that draw for themselves (dropout) get a state that depends on the step alone, as everything else does.
         torch.manual_seed(self.seed + int(batch["serial"][0]))
+        batch = with_features(batch, self.encoders, [source.encoder for source in self.streams.values()])
         losses = training_losses(
             backbone=self.backbone,
             objective=self.objective,
             conditioner=self.conditioner,
             aligners=self.aligners,
             encoders=self.encoders,
-            x_0=latents_of(batch, self.autoencoder, random),
+            x_0=state_of(batch, self.autoencoder, self.encoders, self.streams, random),
             batch=batch,
             random=random,
             teacher=self.ema.module["backbone"],

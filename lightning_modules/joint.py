@@ -29,7 +29,7 @@ class Joint(RunModule, ABC):
     ``max_steps`` means what it says with any number of phases.
 
     Args:
-        phases: by name, in their order; the first one takes part in every round.
+        phases: by name, in their order; the first one takes part in every round. None leaves a phase of a recipe out.
         accumulate: micro-batches per round.
         run: see :class:`lightning_modules.base.RunModule`.
 
@@ -37,13 +37,13 @@ class Joint(RunModule, ABC):
         UserError: when there is no phase, the first starts late, or a phase names a part that is not there.
     """
 
-    def __init__(self, *, phases: Mapping[str, Phase], accumulate: int = 1, **run: Any) -> None:
+    def __init__(self, *, phases: Mapping[str, Phase | None], accumulate: int = 1, **run: Any) -> None:
         super().__init__(**run)
         self.automatic_optimization = False
-        self.require(bool(phases), "needs at least one phase; see method.phases of the recipe")
-        self.phases = dict(phases)
+        self.phases = {name: phase for name, phase in phases.items() if phase is not None}
+        self.require(bool(self.phases), "needs at least one phase; see method.phases of the recipe")
         self.require(
-            next(iter(phases.values())).start == 0, "the first phase takes part in every round; set its start=0"
+            next(iter(self.phases.values())).start == 0, "the first phase takes part in every round; set its start=0"
         )
         self.accumulate = accumulate
         self._micro = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_modules.generative import Generative
-from repalign.aligners.targets import EncoderTarget
+from repalign.aligners.targets import EncoderTarget, unwrapped
 
 
 class REPA(Generative):
@@ -15,5 +15,5 @@ class REPA(Generative):
     """
 
     def contract(self) -> None:
-        encoded = [a for a in self.aligners.values() if isinstance(a.target, EncoderTarget)]
+        encoded = [a for a in self.aligners.values() if isinstance(unwrapped(a.target), EncoderTarget)]
         self.require(bool(encoded), "needs an aligner with an encoder target; set aligner=repa (and encoder=...)")

@@ -13,7 +13,19 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from repalign.state import Coefficients, Cond, Draw, Gaussian, Output, PathSample, State, Step, Tokens, TokenSpec
+from repalign.state import (
+    Coefficients,
+    Cond,
+    Draw,
+    Gaussian,
+    Output,
+    PathSample,
+    State,
+    Step,
+    TextStates,
+    Tokens,
+    TokenSpec,
+)
 
 
 class Randomness(Protocol):
@@ -34,6 +46,8 @@ class Backbone(Protocol):
     ``tap_specs`` names the hidden states on offer: ``block.8`` is the output of the 8th block (1-based, as papers
     print it), ``encoder.8``, ``mid``, ``block.8/text``. ``uses_carry`` says that the output holds a ``carry`` which
     makes a later call cheaper (DDT's shared encoder, a key-value cache); a batch then may not change its size.
+    A deeply supervised network takes a time for each of its K branches and says so by an attribute ``branches``; one
+    without the attribute has a single branch.
     """
 
     tap_specs: Mapping[str, TokenSpec]
@@ -52,12 +66,14 @@ class Backbone(Protocol):
 
 
 class TokenIO(Protocol):
-    """Inside a transformer backbone: how the streams of a state become tokens and come back."""
+    """Inside a transformer backbone: how the streams of a state become tokens and come back (an ``nn.Module``)."""
 
     grid: tuple[int, int]
     prefix: int
 
-    def embed(self, x_t: State) -> Tensor: ...  # -> [B, prefix + N, D]
+    def positions(self) -> Tensor: ...  # fixed, [1, prefix + N, D]
+    def reset_parameters(self) -> None: ...  # initial weights of its own layers
+    def embed(self, x_t: Any) -> Tensor: ...  # the streams it was made for -> [B, prefix + N, D]
     def unembed(self, tokens: Tensor) -> tuple[State, Mapping[str, State]]: ...  # -> pred, heads
 
 
@@ -112,6 +128,24 @@ class Encoder(Protocol):
     def __call__(self, images: Tensor) -> Tokens: ...
 
 
+class TextEncoder(Protocol):
+    """A frozen language model with its own tokenizer: captions -> token states, mask and perhaps a pooled vector."""
+
+    spec: TokenSpec
+    fingerprint: str  # changes with weights, tokenizer and options: the name under which states may be stored
+
+    def __call__(self, captions: Sequence[str]) -> TextStates: ...
+
+
+class StreamSource(Protocol):
+    """A further stream of x_0 beside the latent, made from an encoder's tokens of the clean image."""
+
+    encoder: str  # name of the encoder
+    shape: tuple[int, ...]  # without the batch
+
+    def __call__(self, tokens: Tokens) -> Tensor: ...  # -> [B, *shape], on a scale that suits unit noise
+
+
 class LatentNorm(Protocol):
     """Between raw latents (stored) and normalised latents (diffused)."""
 
@@ -120,9 +154,9 @@ class LatentNorm(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Images to raw latents and back; ``latent_shape`` is (C, H, W) for the data's image size."""
+    """Images to raw latents and back; ``norm`` is None where nobody has measured the latents."""
 
-    norm: LatentNorm
+    norm: LatentNorm | None
     downsampling: int
     channels: int
 

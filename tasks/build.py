@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from lightning_modules.generative import Generative
+from lightning_modules.diffusion import DiffusionModule
+from repalign.autoencoders.latent_norm import require_norm
+from repalign.encoders.streams import state_shape
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Encoder
 from tasks.instantiate import build, check_targets
@@ -29,8 +31,8 @@ class Assembly:
 def assemble(cfg: DictConfig) -> Assembly:
     """Build data, autoencoder, encoders and the method's LightningModule.
 
-    The latent shape comes from the data's image size and the autoencoder, the number of classes from the data, the
-    widths of heads from taps and encoders: none of them is typed in a configuration.
+    The latent shape comes from the data's image size and the autoencoder, shapes of further streams from encoders, the
+    number of classes from the data, the widths of heads from taps and encoders: none is typed in a configuration.
 
     Raises:
         UserError: one line for a part that cannot be built or a pair that does not fit.
@@ -39,6 +41,9 @@ def assemble(cfg: DictConfig) -> Assembly:
     torch.manual_seed(cfg.seed)
     data = build(cfg.data, "data")
     autoencoder = build(cfg.autoencoder, "autoencoder")
+    make_module = build(cfg.method, "method")
+    if issubclass(make_module.func, DiffusionModule):
+        require_norm(autoencoder)
     if data.image_size % autoencoder.downsampling:
         raise UserError(
             f"data.image_size: {data.image_size} is no multiple of the autoencoder's downsampling "
@@ -46,26 +51,37 @@ def assemble(cfg: DictConfig) -> Assembly:
         )
     side = data.image_size // autoencoder.downsampling
     latent_shape = (autoencoder.channels, side, side)
-    # Without aligners nobody reads an encoder: none is built, whatever `encoder=` says.
-    encoders = build(cfg.encoders, "encoders") if cfg.aligners else {}
+    # Without aligners and further streams nobody reads an encoder: none is built, whatever `encoder=` says.
+    encoders = build(cfg.encoders, "encoders") if cfg.aligners or cfg.streams else {}
+    features = {name: encoder.spec for name, encoder in encoders.items()}
+    streams = {
+        name: make(features=features, latent_shape=latent_shape) for name, make in build(cfg.streams, "streams").items()
+    }
+    shape = state_shape(latent_shape, streams)
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
-    backbone = build(cfg.backbone, "backbone")(latent_shape=latent_shape, num_classes=data.num_classes)
+    backbone = build(cfg.backbone, "backbone")(latent_shape=shape, num_classes=data.num_classes)
     backbone = build(cfg.tuning, "tuning")(backbone)
-    module = build(cfg.method, "method")(
+    module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,
         encoders=encoders,
         aligners=build(cfg.aligners, "aligners"),
         conditioner=build(cfg.conditioner, "conditioner")(num_classes=data.num_classes),
-        latent_shape=latent_shape,
+        latent_shape=shape,
+        streams=streams,
     )
     module.run_dir = Path(cfg.run_dir)
+    if module.trains_autoencoder and data.cache_latents:
+        raise UserError(
+            f"data.cache_latents: {type(module).__name__} trains the autoencoder, so stored latents would soon be "
+            "those of another one; set data.cache_latents=false (data=latents has no pictures to train it on)"
+        )
     return Assembly(data, autoencoder, encoders, module)
 
 
-def load_weights(module: Generative, path: str | Path) -> None:
+def load_weights(module: DiffusionModule, path: str | Path) -> None:
     """Weights and average of a training checkpoint (.ckpt), or weights that ``task=convert`` wrote (.safetensors).
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
@@ -16,9 +16,9 @@ from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
 TOP_LEVEL = frozenset(
-    "task paths data autoencoder encoders backbone tuning clock path parametrization time_sampler objective "
-    "conditioner aligners optimizer sampler guidance metric method trainer callbacks logger name run_name run_dir "
-    "resume seed steps compile ema align overrides reference".split()
+    "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
+    "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
+    "callbacks logger name run_name run_dir resume seed steps compile ema align overrides reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -95,7 +95,7 @@ def _check_arguments(key: str, node: Mapping[str, Any]) -> None:
 
 
 def check_root(cfg: DictConfig) -> None:
-    """The folder of the data is named and there.
+    """The folder, file or URL of the data is named; a folder or file is there. A URL is opened by whoever reads it.
 
     Raises:
         UserError: naming the key and, where the recipe reads one, the environment variable.
@@ -107,7 +107,7 @@ def check_root(cfg: DictConfig) -> None:
     mend = "set data.root=FOLDER" + (f" or the environment variable {variable[1]}" if variable else "")
     if cfg.data.root is None:
         raise UserError(f"data.root: has no value; {mend}")
-    if not Path(cfg.data.root).expanduser().is_dir():
+    if "://" not in str(cfg.data.root) and not Path(cfg.data.root).expanduser().exists():
         raise UserError(f"data.root: no folder '{cfg.data.root}'; {mend}")
 
 
@@ -125,6 +125,8 @@ def check_taps(cfg: DictConfig) -> None:
     narrow = cfg.backbone.copy()
     if "heads" in narrow and "dim" in narrow:
         narrow.dim = 4 * narrow.heads
+    with open_dict(narrow):
+        narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64
     backbone = build(narrow, "backbone")(latent_shape=(4, side, side), num_classes=1)
     for name, aligner in cfg.aligners.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig
@@ -16,38 +16,71 @@ from torch import Tensor, nn
 
 from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
+from repalign.backbones.ddt import DDT
+from repalign.checkpoints.ddt import DDTAdapter
+from repalign.checkpoints.deepflow import deepflow_adapter
 from repalign.checkpoints.dit import DiTAdapter
+from repalign.checkpoints.keys import StateDict
+from repalign.checkpoints.redi import ReDiAdapter
+from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
 from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
+from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
+from tasks.convert_autoencoder import convert_autoencoder
 
-FAMILIES = {
-    "dit": lambda aligners, depth: DiTAdapter(),
-    "sit": lambda aligners, depth: DiTAdapter(),
-    "layer_sync": lambda aligners, depth: DiTAdapter(),
-    "repa": lambda aligners, depth: REPAAdapter(aligners, depth),
-    "sra": lambda aligners, depth: SRAAdapter(aligners),
-    "u_repa": lambda aligners, depth: URepaAdapter(aligners),
-}
 FORMAT = "repalign"
 
 
+class Adapter(Protocol):
+    """Between an official state dict and the parts of a composition."""
+
+    @property
+    def containers(self) -> tuple[str, ...]: ...  # keys of the official file below which the state dict is written
+    def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]: ...
+    def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]: ...
+
+
+def _ddt(module: Generative, task: DictConfig) -> DDTAdapter:
+    backbone = unwrapped(module.backbone)
+    blocks = (len(backbone.encoder), len(backbone.decoder)) if isinstance(backbone, DDT) else None
+    return DDTAdapter(module.latent_shape[0], blocks, list(module.aligners), average=task.weights == "ema")
+
+
+FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
+    "dit": lambda module, task: DiTAdapter(),
+    "sit": lambda module, task: DiTAdapter(),
+    "repa": lambda module, task: REPAAdapter(list(module.aligners), task.legacy_depth),
+    "deepflow": lambda module, task: deepflow_adapter(list(module.aligners)),
+    "ddt": _ddt,
+    "reg": lambda module, task: reg_adapter(list(module.aligners)),
+    "redi": lambda module, task: ReDiAdapter(list(module.aligners)),
+    "layer_sync": lambda module, task: DiTAdapter(),
+    "sra": lambda module, task: SRAAdapter(list(module.aligners)),
+    "u_repa": lambda module, task: URepaAdapter(list(module.aligners)),
+}
+
+
 def run(cfg: DictConfig) -> None:
-    """Convert one file; the composed experiment gives the architecture that the weights must fit.
+    """Convert one file; the composed experiment, or its autoencoder, gives the architecture that the weights must fit.
 
     Raises:
         UserError: unknown family or direction, unreadable file, weights of another architecture.
     """
     task = cfg.task
+    if task.family in AUTOENCODERS:
+        return convert_autoencoder(cfg)
     if task.family not in FAMILIES:
-        raise unknown_choice("task.family", task.family, FAMILIES, "family of checkpoints")
+        raise unknown_choice("task.family", task.family, (*FAMILIES, *AUTOENCODERS), "family of checkpoints")
+    if task.input is None:
+        raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
     if not source.is_file():
         raise UserError(f"task.input: no file '{source}'")
     module: Generative = assemble(cfg).module
-    adapter = FAMILIES[task.family](list(module.aligners), task.legacy_depth)
+    adapter = FAMILIES[task.family](module, task)
     target.parent.mkdir(parents=True, exist_ok=True)
     if task.direction == "import":
         parts = adapter.from_official(read_official(source, task.weights))
@@ -58,7 +91,7 @@ def run(cfg: DictConfig) -> None:
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
         official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
-        _replace(target, lambda file: torch.save({"model": official, "ema": official}, file))
+        _replace(target, lambda file: torch.save(dict.fromkeys(adapter.containers, official), file))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
     print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")

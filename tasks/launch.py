@@ -144,6 +144,9 @@ def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserEr
     there = re.search(r"already at '([^']+)'", text)
     if there:
         return UserError(f"{there[1]}: exists already; leave out the '+'")
+    placed = re.search(r"Could not override '([^']+)'[^?]*Did you mean to override (\S+)\?", text)
+    if placed:  # a group whose choice does not stand at the top
+        return UserError(f"{placed[1]}: this group is chosen at its place: {placed[2]}=...")
     bad = re.search(r"Could not (?:override|append to config\.?|delete)[^']*'([^']+)'", text)
     if bad:
         key = bad[1].split("@")[0]

@@ -110,11 +110,11 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Int[Tensor, " n"]:
 
 def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     """What the pictures depend on, for the file beside them."""
-    wanted = ["ema", "num_samples", "classes", "labels", "seed", "rounding"]
+    wanted = ["ema", "num_samples", "classes", "labels", "seed", "rounding"]  # rounding: where pictures are written
     # Resolved in place: a copied node would look for ${...} in itself.
     task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
     assert isinstance(task, dict)
-    chosen = {key: task[key] for key in wanted}
+    chosen = {key: task[key] for key in wanted if key in task}
     return {"recipe": cfg.name, "checkpoint": str(checkpoint), **chosen, "sampler": sampler, "guidance": guidance}
 
 

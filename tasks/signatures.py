@@ -91,8 +91,11 @@ def _arguments(file: Path, module: str, node: ast.ClassDef | ast.FunctionDef) ->
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             own = _named(item)[1:]
-            inherited = _inherited(file, module, node) if item.args.kwarg else []
-            return None if inherited is None else list(dict.fromkeys([*own, *inherited]))
+            if not item.args.kwarg:
+                return own
+            # Bases that take nothing by name: the rest goes to a call that cannot be seen from here.
+            inherited = _inherited(file, module, node)
+            return list(dict.fromkeys([*own, *inherited])) if inherited else None
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
     return _inherited(file, module, node) if node.bases else []

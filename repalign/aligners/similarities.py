@@ -18,6 +18,16 @@ class Cosine:
         return -(F.normalize(student, dim=-1) * F.normalize(target, dim=-1)).sum(-1)
 
 
+class CosineDistance:
+    """One minus the mean cosine of corresponding tokens, in [0, 2]; norms are floored at 1e-8 (DDT).
+
+    Its gradient is :class:`Cosine`'s, its smallest value 0.
+    """
+
+    def __call__(self, student: Float[Tensor, "b n d"], target: Float[Tensor, "b n d"]) -> Float[Tensor, " b"]:
+        return 1 - F.cosine_similarity(student, target, dim=-1, eps=1e-8).mean(-1)
+
+
 class ChannelCosine:
     """One minus the mean cosine of corresponding channels, in [0, 2]: the cosine runs over the tokens (SRA's code).
 

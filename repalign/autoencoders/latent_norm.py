@@ -1,20 +1,29 @@
 """Between raw latents (what an autoencoder returns) and normalised latents (what is diffused).
 
-A norm is part of the autoencoder, so that whoever decodes cannot use another one than whoever encoded.
+A norm is part of the autoencoder, so that whoever decodes cannot use another one than whoever encoded. An autoencoder
+whose latents nobody has measured has none; :func:`require_norm` then says how to measure them. Statistics that follow
+an autoencoder under training are in :mod:`repalign.autoencoders.running_norm`.
 """
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from repalign.errors import UserError
+from repalign.protocols import Autoencoder, LatentNorm
 from repalign.state import State, map_state
+
+PATH_KEY = "autoencoder.norm.path"
 
 
 class ScaleShift(nn.Module):
@@ -77,27 +86,90 @@ class Statistics(ScaleShift):
             raise UserError(f"autoencoder.norm.std: expected positive numbers, found {list(std)}")
         super().__init__([1 / s for s in std], mean)
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> Statistics:
-        """Read ``mean`` and ``std`` (any shape with C elements) from a .safetensors or a .pt file of tensors.
 
-        Raises:
-            UserError: when the file is missing or lacks one of the two.
-        """
-        file = Path(path)
-        if not file.is_file():
-            raise UserError(
-                f"autoencoder.norm.path: no file '{file}'; give a .safetensors or .pt with 'mean' and 'std'"
-            )
-        held: Mapping[str, Tensor] = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
+def statistics_from_file(path: str | Path | None) -> ScaleShift | None:
+    """The norm that a file of latent statistics describes; None for no file, which stands for no statistics.
+
+    Values may have any shape with C (or one) elements. What is read, the first that is there:
+
+    - ``mean`` and ``std``: ``statistics.safetensors`` of ``task=precompute``, LightningDiT's ``latents_stats.pt``;
+    - ``latent_mean`` and ``latent_std`` in the metadata of weights that training an autoencoder wrote;
+    - ``latents_scale`` = 1 / std and ``latents_bias`` = mean: REPA-E's ``<vae>-latents-stats.pt``;
+    - ``latents_mean`` and ``latents_std``: ``config.json`` of a diffusers autoencoder (a ``scaling_factor`` beside them
+      is not applied, as in most of its pipelines; SDXL's multiplies by it);
+    - ``scaling_factor`` and ``shift_factor``: the same file of an autoencoder without statistics.
+
+    Args:
+        path: .safetensors; .pt of tensors; .json; or the folder of a diffusers autoencoder.
+
+    Raises:
+        UserError: naming ``autoencoder.norm.path`` when the file is missing, unreadable or holds none of these.
+    """
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    file = file / "config.json" if file.is_dir() else file
+    held = _read(file)
+    for (first, second), make in _LAYOUTS.items():
+        if held.get(first) is not None and held.get(second) is not None:
+            return make(_listed(held[first]), _listed(held[second]))
+    if held.get("scaling_factor") is not None:
+        return ScaleShift(_listed(held["scaling_factor"]), _listed(held.get("shift_factor") or 0.0))
+    missing = " and ".join(f"'{name}'" for name in ("mean", "std") if name not in held)
+    raise UserError(
+        f"{PATH_KEY}: '{file}' has no {missing}; it holds {', '.join(map(str, held)) or 'nothing'}. Expected: "
+        + ", or ".join(" and ".join(pair) for pair in _LAYOUTS)
+    )
+
+
+def require_norm(autoencoder: Autoencoder) -> LatentNorm:
+    """The autoencoder's norm.
+
+    Raises:
+        UserError: when its latents have no statistics, saying how to compute them.
+    """
+    if autoencoder.norm is None:
+        raise UserError(
+            f"autoencoder.norm: {type(autoencoder).__name__} has no latent statistics, so its latents cannot be "
+            "diffused; run 'python run.py task=precompute' with the same data and autoencoder (it writes "
+            "statistics.safetensors beside the latents), then add latent_norm@autoencoder.norm=file "
+            f"{PATH_KEY}=<that file>"
         )
-        for name in ("mean", "std"):
-            if name not in held:
-                raise UserError(f"autoencoder.norm.path: '{file}' has no '{name}'; it holds {', '.join(held)}")
-        return cls(held["mean"].flatten().tolist(), held["std"].flatten().tolist())
+    return autoencoder.norm
+
+
+_LAYOUTS = {
+    ("mean", "std"): Statistics,
+    ("latent_mean", "latent_std"): Statistics,
+    ("latents_scale", "latents_bias"): ScaleShift,
+    ("latents_mean", "latents_std"): Statistics,
+}
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise UserError(
+            f"{PATH_KEY}: no file '{file}'; give a .safetensors or .pt with 'mean' and 'std' (task=precompute writes "
+            "statistics.safetensors beside the latents), or the config.json of a diffusers autoencoder"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                provenance = json.loads((opened.metadata() or {}).get("provenance", "{}"))
+            return provenance if "latent_mean" in provenance else load_file(file)
+        if file.suffix == ".json":
+            held = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(f"{PATH_KEY}: '{file}' cannot be read ({str(error).splitlines()[0]}); is it torn?") from error
+    if not isinstance(held, Mapping):
+        raise UserError(f"{PATH_KEY}: '{file}' holds a {type(held).__name__}, expected values by name")
+    return held
+
+
+def _listed(values: Any) -> list[float]:
+    return torch.as_tensor(values, dtype=torch.float32).flatten().tolist()
 
 
 def _per_channel(values: float | Sequence[float]) -> Float[Tensor, "c 1 1"]:

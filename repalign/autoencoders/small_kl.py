@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.kl import KLAutoencoder
-from repalign.autoencoders.latent_norm import ScaleShift, Statistics
 from repalign.autoencoders.weights import load_exactly, read_weights
 from repalign.errors import UserError
 from repalign.protocols import LatentNorm
@@ -43,8 +42,8 @@ class SmallKLAutoencoder(KLAutoencoder):
         channels: C of the latent.
         downsampling: image side / latent side; a power of two from 4.
         width: of the encoder at a quarter of the side; a multiple of 16. All other widths follow from it.
-        norm: between raw and normalised latents; None takes the statistics stored with the weights (random weights
-            have none: the identity).
+        norm: between raw and normalised latents; None takes the statistics stored with the weights. Random weights have
+            none: the attribute is None then.
 
     Raises:
         UserError: for impossible sizes; for weights that are missing or of other sizes (``autoencoder.weights``).
@@ -74,7 +73,7 @@ class SmallKLAutoencoder(KLAutoencoder):
         if weights != "random":
             tensors, self.provenance = read_weights(weights)
             load_exactly(self, tensors, weights)
-        self.norm = self._stored_norm() if norm is None else norm
+        self.norm = self.stored_norm() if norm is None else norm
 
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
         return self.encoder(signed)
@@ -82,11 +81,9 @@ class SmallKLAutoencoder(KLAutoencoder):
     def decode_unclamped(self, raw: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b 3 h w"]:
         return self.decoder(raw)
 
-    def _stored_norm(self) -> LatentNorm:
-        mean, std = self.provenance.get("latent_mean"), self.provenance.get("latent_std")
-        if isinstance(mean, list) and isinstance(std, list):
-            return Statistics(mean, std)
-        return ScaleShift(1.0)
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.decoder[-2].get_parameter("weight")  # before the last pixel shuffle
 
 
 def _encoder(widths: list[int], channels: int) -> nn.Sequential:

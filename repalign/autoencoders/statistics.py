@@ -1,8 +1,8 @@
-"""What an autoencoder does to a data set: latent statistics per channel, reconstruction error."""
+"""What an autoencoder makes of a data set: latent statistics per channel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,24 +13,30 @@ from repalign.protocols import Autoencoder
 
 
 @torch.no_grad()
-def measure(autoencoder: Autoencoder, images: Iterable[Float[Tensor, "b 3 h w"]]) -> dict[str, Any]:
-    """Statistics of posterior draws and of reconstructions from posterior means.
+def measure(
+    autoencoder: Autoencoder,
+    images: Iterable[Float[Tensor, "b 3 h w"]],
+    compare: Callable[[Tensor, Tensor], None] | None = None,
+) -> dict[str, Any]:
+    """Statistics of posterior draws.
 
     mean_c = E[mu], std_c^2 = E[mu^2 + s^2] - mean_c^2 for posteriors N(mu, s^2), over samples and positions, in
-    float64; l1 = E|x - x'| and psnr = E[-10 log10 mean (x - x')^2] for pictures in [0, 1].
+    float64.
 
     Args:
         autoencoder: in evaluation mode.
         images: batches in [0, 1]; all of one size.
+        compare: called with every batch and its reconstruction from posterior means, to measure both in one pass
+            (:meth:`repalign.metrics.reconstruction.ReconstructionMetrics.update`).
 
     Returns:
-        ``pictures``, ``latent_mean`` and ``latent_std`` (C numbers each), ``posterior_std``, ``l1``, ``psnr``.
+        ``pictures``, ``latent_mean`` and ``latent_std`` (C numbers each), ``posterior_std``.
 
     Raises:
         ValueError: when there is no picture.
     """
     count, elements = 0, 0
-    total = squares = variance = error = ratio = torch.zeros((), dtype=torch.float64)
+    total = squares = variance = torch.zeros((), dtype=torch.float64)
     for batch in images:
         posterior = autoencoder.encode(batch)
         mean = posterior.mean.double()
@@ -38,12 +44,10 @@ def measure(autoencoder: Autoencoder, images: Iterable[Float[Tensor, "b 3 h w"]]
         total = total + mean.sum((0, 2, 3)).cpu()
         squares = squares + (mean**2 + spread).sum((0, 2, 3)).cpu()
         variance = variance + spread.mean((1, 2, 3)).sum().cpu()
-        difference = (autoencoder.decode(posterior.mean) - batch).double().flatten(1)
-        error = error + difference.abs().mean(1).sum().cpu()
-        # 1e-10: a picture restored without error counts as 100 dB.
-        ratio = ratio - 10 * (difference**2).mean(1).clamp_min(1e-10).log10().sum().cpu()
         count += len(batch)
         elements += mean.shape[2] * mean.shape[3] * len(batch)
+        if compare is not None:
+            compare(batch, autoencoder.decode(posterior.mean))
     if count == 0:
         raise ValueError("autoencoder statistics: the data set has no picture")
     mean = total / elements
@@ -52,6 +56,4 @@ def measure(autoencoder: Autoencoder, images: Iterable[Float[Tensor, "b 3 h w"]]
         "latent_mean": mean.tolist(),
         "latent_std": (squares / elements - mean**2).sqrt().tolist(),
         "posterior_std": (variance / count).sqrt().item(),
-        "l1": (error / count).item(),
-        "psnr": (ratio / count).item(),
     }

@@ -19,13 +19,16 @@ from repalign.errors import UserError, nearest
 
 KEY = "autoencoder.weights"
 PROVENANCE = "provenance"
+NORM = "norm."
+DIFFUSERS = "diffusion_pytorch_model.safetensors"
 
 
 def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and provenance of a weights file.
 
     Args:
-        path: .safetensors; or .pt, .ckpt, .bin, read without running code from the file. ``state_dict`` is unwrapped.
+        path: .safetensors; a diffusers folder; or .pt, .ckpt, .bin, read without running code from the file.
+            ``state_dict`` is unwrapped.
 
     Returns:
         The tensors by key, and the provenance that :func:`write_weights` stored ({} for foreign files).
@@ -38,7 +41,8 @@ def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, 
             f"{KEY}: not set; give the path of a weights file (conf/autoencoder/*.yaml say which one, and which "
             "environment variable may hold it), or 'random'"
         )
-    file = Path(path)
+    file = Path(path).expanduser()
+    file = file / DIFFUSERS if file.is_dir() else file
     if not file.is_file():
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(
@@ -56,18 +60,23 @@ def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, 
         raise UserError(f"{KEY}: '{file}' cannot be read ({first}); is it torn? Copy or train it again.") from error
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an autoencoder's networks by key, its latent norm left out: raw latents do not depend on it."""
+    return {name: value for name, value in module.state_dict().items() if not name.startswith(NORM)}
+
+
 def write_weights(module: nn.Module, path: str | Path, provenance: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Write a module's tensors as .safetensors with its provenance as JSON in the metadata.
 
     Args:
-        module: whose state dict is written.
+        module: whose networks are written.
         path: target; folders are made.
         provenance: plain values; latent statistics live here too.
         dtype: of the stored tensors; float16 halves the file and changes 8-bit pictures by less than one level.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in module.state_dict().items()}
+    tensors = {name: value.detach().cpu().to(dtype).contiguous() for name, value in tensors_of(module).items()}
     partial = file.with_name(f".{file.name}.incomplete")
     # Not save_file(): that makes files which only their owner can read.
     partial.write_bytes(save(tensors, {PROVENANCE: json.dumps(dict(provenance))}))
@@ -80,7 +89,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | P
     Raises:
         UserError: naming the first key that differs.
     """
-    own = module.state_dict()
+    own = tensors_of(module)
     for key in sorted(own.keys() | tensors.keys()):
         expected, found = (_size(side.get(key)) for side in (own, tensors))
         if expected != found:
@@ -88,13 +97,13 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | P
                 f"{KEY}: '{path}' is of another architecture: '{key}' is {found} in the file, {expected} in this "
                 "autoencoder; set its sizes as in the file's provenance"
             )
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, strict=False)  # the norm alone may be missing
 
 
 def fingerprint_of(module: nn.Module) -> str:
     """16 hexadecimal digits that stand for class and weights: the name under which latents may be cached."""
     digest = hashlib.sha256(type(module).__name__.encode())
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors_of(module).items()):
         digest.update(f"{name} {list(value.shape)}".encode())
         digest.update(np.ascontiguousarray(value.detach().cpu().float().numpy()).data)
     return digest.hexdigest()[:16]

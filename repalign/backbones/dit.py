@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -11,22 +11,25 @@ from torch import Tensor, nn
 from repalign.backbones.taps import TapCollector
 from repalign.nn.attention import same_group
 from repalign.nn.blocks import DiTBlock, Modulation, modulate, over_tokens
-from repalign.nn.embed import TimeEmbedding, sincos_2d
-from repalign.nn.init import xavier_linear_, xavier_patchify_, zero_
+from repalign.nn.embed import TimeEmbedding, fixed_or_trained
+from repalign.nn.init import xavier_linear_, zero_
 from repalign.nn.token_io import PatchIO
-from repalign.state import Cond, Output, Tokens, TokenSpec
+from repalign.protocols import TokenIO
+from repalign.state import Cond, Output, State, StateShape, Tokens, TokenSpec
 
 
 class DiT(nn.Module):
     """Class-conditional transformer over latent patches with adaLN-Zero (DiT, arXiv:2212.09748; SiT, arXiv:2401.08740).
 
     Tokens of p x p patches plus fixed sine-cosine positions pass ``depth`` blocks that are modulated by
-    c = embed(t) + embed(label); a modulated norm and a linear layer return to the latent. Taps ``block.k`` are the
-    residual stream after the k-th block. The time is embedded as it comes, see :mod:`repalign.backbones.clocks`; a
-    time [B, N] of each token modulates token by token, and tokens whose ``cond.groups`` differ do not see each other.
+    c = embed(t) + embed(label); a modulated norm and a linear layer return to the latent. How the state becomes tokens
+    and returns is the token io's business: with another one the same network denoises several streams. Taps
+    ``block.k`` are the residual stream after the k-th block. The time is embedded as it comes, see
+    :mod:`repalign.backbones.clocks`; a time [B, N] of each token modulates token by token, and tokens whose
+    ``cond.groups`` differ do not see each other.
 
     Args:
-        latent_shape: (C, H, W) of the state.
+        latent_shape: (C, H, W) of the state, or the shape of each stream by name.
         num_classes: labels are 0 .. num_classes - 1; label num_classes is the null condition.
         patch: patch size p.
         dim: width D.
@@ -38,6 +41,7 @@ class DiT(nn.Module):
             code computes and drops them.
         train_positions: train the positions from their sine-cosine values on. DiT, SiT and REPA keep them fixed;
             REPA-E's official joint run trains them, because it unfreezes every parameter after the autoencoder's pass.
+        token_io: makes the token io from (shape of the state, patch, width, variance head); patches alone by default.
 
     Raises:
         ValueError: when the patch does not divide the latent or the heads do not divide the width.
@@ -48,7 +52,7 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        latent_shape: tuple[int, int, int],
+        latent_shape: StateShape,
         num_classes: int,
         patch: int,
         dim: int,
@@ -58,14 +62,11 @@ class DiT(nn.Module):
         qk_norm: bool = False,
         variance_head: bool = False,
         train_positions: bool = False,
+        token_io: Callable[..., TokenIO] = PatchIO,
     ) -> None:
         super().__init__()
-        self.io = PatchIO(latent_shape, patch, dim, variance_head)
-        self.pos_embed: Tensor
-        if train_positions:
-            self.register_parameter("pos_embed", nn.Parameter(sincos_2d(dim, self.io.grid)))
-        else:
-            self.register_buffer("pos_embed", sincos_2d(dim, self.io.grid))
+        self.io = token_io(latent_shape, patch, dim, variance_head)
+        self.pos_embed = fixed_or_trained(self.io.positions(), train_positions)
         self.time_embed = TimeEmbedding(dim)
         self.label_embed = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, qk_norm) for _ in range(depth))
@@ -78,18 +79,17 @@ class DiT(nn.Module):
     def reset_parameters(self) -> None:
         """Initial weights of DiT: xavier linears, N(0, 0.02) embeddings, zero modulations and zero output."""
         xavier_linear_(self)
-        xavier_patchify_(self.io.patchify)
+        self.io.reset_parameters()
         nn.init.normal_(self.label_embed.weight, std=0.02)
         for layer in self.time_embed.linears:
             nn.init.normal_(layer.weight, std=0.02)
         for part in self.modules():
             if isinstance(part, Modulation):
                 zero_(part.linear)
-        zero_(self.io.linear)
 
     def forward(
         self,
-        x_t: Float[Tensor, "b c h w"],
+        x_t: State,
         t: Float[Tensor, "*b"],
         cond: Cond,
         *,
@@ -97,7 +97,7 @@ class DiT(nn.Module):
         only_taps: bool = False,
         carry: Any = None,
     ) -> Output:
-        """Predict from the noisy latent; see the protocol ``Backbone``."""
+        """Predict from the noisy state; see the protocol ``Backbone``."""
         collector = TapCollector(taps, self.tap_specs)
         c = over_tokens(self.time_embed(t)) + over_tokens(self.label_embed(cond.label))
         mask = None if cond.groups is None else same_group(cond.groups)

@@ -10,23 +10,28 @@ from torch import Tensor
 
 from repalign.checkpoints.keys import KeyMap, StateDict
 
-KEYS = KeyMap(
-    [
-        ("pos_embed", "pos_embed"),
-        ("x_embedder.proj.", "io.patchify."),
-        ("t_embedder.", "time_embed."),
-        ("y_embedder.embedding_table.", "label_embed."),
-        ("blocks.#.adaLN_modulation.1.", "blocks.#.modulation.linear."),
-        ("blocks.#.attn.", "blocks.#.attention."),
-        ("blocks.#.mlp.", "blocks.#.mlp."),
-        ("final_layer.linear.", "io.linear."),
-        ("final_layer.adaLN_modulation.1.", "final_modulation.linear."),
-    ]
+
+def keys_of(patches: str) -> KeyMap:
+    """Keys of the network when its patches' layers are at ``patches`` (a token io, or a part of one)."""
+    return KeyMap([*TRUNK, ("x_embedder.proj.", f"{patches}.patchify."), ("final_layer.linear.", f"{patches}.linear.")])
+
+
+TRUNK = (
+    ("pos_embed", "pos_embed"),
+    ("t_embedder.", "time_embed."),
+    ("y_embedder.embedding_table.", "label_embed."),
+    ("blocks.#.adaLN_modulation.1.", "blocks.#.modulation.linear."),
+    ("blocks.#.attn.", "blocks.#.attention."),
+    ("blocks.#.mlp.", "blocks.#.mlp."),
+    ("final_layer.adaLN_modulation.1.", "final_modulation.linear."),
 )
+KEYS = keys_of("io")
 
 
 class DiTAdapter:
     """Keys of facebookresearch/DiT and willisma/SiT; one part, the backbone."""
+
+    containers = ("model", "ema")
 
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
         """Parts by name: {"backbone": state dict of ``repalign.backbones.dit.DiT``}."""

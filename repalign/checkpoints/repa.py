@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from repalign.checkpoints.dit import KEYS
-from repalign.checkpoints.keys import StateDict
+from repalign.checkpoints.keys import KeyMap, StateDict
 from repalign.errors import UserError
 
 
@@ -19,13 +19,19 @@ class REPAAdapter:
         aligners: names of the aligners in the order of the official projectors.
         encoder_depth: needed for legacy files alone, whose blocks after the tap are called ``decoder_blocks.j``
             (= ``blocks.{j + encoder_depth}``).
+        keys: of the backbone.
 
     Raises:
         UserError: when the file has more projectors than ``aligners`` names, or legacy keys without a depth.
     """
 
-    def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:
+    containers = ("model", "ema")
+
+    def __init__(
+        self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None, keys: KeyMap = KEYS
+    ) -> None:
         self.aligners = list(aligners)
+        self.keys = keys
         self.encoder_depth = encoder_depth
 
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
@@ -45,11 +51,11 @@ class REPAAdapter:
                 )
             head = parts.setdefault(f"aligners.{self.aligners[index]}.head", {})
             head["layers." + key[projector.end() :]] = value
-        return {"backbone": KEYS.to_house(trunk), **parts}
+        return {"backbone": self.keys.to_house(trunk), **parts}
 
     def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]:
         """The official state dict: trunk and projectors."""
-        official = KEYS.to_official(parts["backbone"])
+        official = self.keys.to_official(parts["backbone"])
         for index, name in enumerate(self.aligners):
             for key, value in parts.get(f"aligners.{name}.head", {}).items():
                 official[f"projectors.{index}.{key.removeprefix('layers.')}"] = value

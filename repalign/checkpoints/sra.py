@@ -21,6 +21,8 @@ class SRAAdapter:
         aligners: the first is the one whose head it is.
     """
 
+    containers = ("model", "ema")
+
     def __init__(self, aligners: Sequence[str] = ("sra",)) -> None:
         self.heads = [f"aligners.{name}.head" for name in aligners[:1]]
 

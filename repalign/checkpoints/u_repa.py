@@ -40,6 +40,8 @@ class URepaAdapter:
         aligners: the first is the one whose head it is; without aligners the head stays behind.
     """
 
+    containers = ("model", "ema")
+
     def __init__(self, aligners: Sequence[str] = ("u_repa",)) -> None:
         self.heads = [f"aligners.{name}.head" for name in aligners[:1]]
 

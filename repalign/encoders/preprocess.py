@@ -17,7 +17,7 @@ PIXELS_PER_TOKEN = 16
 
 
 class EncoderInput(nn.Module):
-    """Normalises by channel and resamples to a square: (x - mean) / std and bicubic, in the encoder's own order.
+    """Normalises by channel and resamples: (x - mean) / std and bicubic, in the encoder's own order.
 
     The two commute up to rounding; the order is kept so that numbers can be compared closely. The official code of REPA
     (arXiv:2410.06940) normalises first for DINOv2 and I-JEPA and resizes first for CLIP. Pixel centres are aligned, not
@@ -27,7 +27,7 @@ class EncoderInput(nn.Module):
     Args:
         mean: of red, green and blue in [0, 1].
         std: of red, green and blue.
-        size: side of the output in pixels.
+        size: side of the square output in pixels, or its height and width.
         resize_first: resample before normalising.
         antialias: widen the kernel when it shrinks.
     """
@@ -39,13 +39,13 @@ class EncoderInput(nn.Module):
         self,
         mean: Sequence[float],
         std: Sequence[float],
-        size: int,
+        size: int | tuple[int, int],
         *,
         resize_first: bool = False,
         antialias: bool = False,
     ) -> None:
         super().__init__()
-        self.size = size
+        self.shape = (size, size) if isinstance(size, int) else size
         self.facts = (tuple(mean), tuple(std), size, resize_first, antialias)
         self.antialias = antialias
         self.steps = (self.resize, self.normalize) if resize_first else (self.normalize, self.resize)
@@ -53,18 +53,24 @@ class EncoderInput(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(3, 1, 1), persistent=False)
 
+    @property
+    def size(self) -> int:
+        """Side of a square output in pixels."""
+        height, width = self.shape
+        assert height == width, f"an output of {height} x {width} has no side"
+        return height
+
     def normalize(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """(x - mean) / std."""
         return (images - self.mean) / self.std
 
-    def resize(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
-        """Bicubic to [size, size]."""
-        if images.shape[-2:] == (self.size, self.size):
+    def resize(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s t"]:
+        """Bicubic to the size."""
+        if images.shape[-2:] == self.shape:
             return images
-        size = (self.size, self.size)
-        return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=self.antialias)
+        return F.interpolate(images, size=self.shape, mode="bicubic", align_corners=False, antialias=self.antialias)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s t"]:
         """Images in [0, 1] -> the encoder's input."""
         for step in self.steps:
             images = step(images)
@@ -72,7 +78,8 @@ class EncoderInput(nn.Module):
 
     def extra_repr(self) -> str:
         """The order and the size, for ``print(encoder)``."""
-        return f"{' then '.join(step.__name__ for step in self.steps)}, size={self.size}, antialias={self.antialias}"
+        order = " then ".join(step.__name__ for step in self.steps)
+        return f"{order}, size={self.shape[0]} x {self.shape[1]}, antialias={self.antialias}"
 
 
 def input_for(card: Card, image_size: int, input_size: int | None = None, patch: int | None = None) -> EncoderInput:

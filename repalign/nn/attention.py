@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
@@ -14,25 +16,48 @@ class SelfAttention(nn.Module):
     Args:
         dim: width D.
         heads: number of heads; must divide ``dim``.
-        qk_norm: LayerNorm (affine, eps 1e-5) of every head's queries and keys.
+        qk_norm: normalise every head's queries and keys.
+        norm: makes that norm from the head width; LayerNorm is affine with eps 1e-5.
+        qkv_bias: whether the fused projection has a bias.
     """
 
-    def __init__(self, dim: int, heads: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        qk_norm: bool = False,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        qkv_bias: bool = True,
+    ) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"attention: {heads} heads do not divide the width {dim}")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = norm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = norm(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 n n"] | None = None) -> Tensor:
-        """Attend; where ``mask`` is given, query i sees key j only if mask[..., i, j] is true."""
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b 1 n n"] | None = None,
+        rotary: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """Attend.
+
+        Args:
+            x: tokens.
+            mask: query i sees key j only if mask[..., i, j] is true; None for all.
+            rotary: turns queries and keys [B, heads, N, head_dim] by their positions, after the norm.
+        """
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
         # The norm runs in float32 under autocast; attention wants one precision for all three.
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 

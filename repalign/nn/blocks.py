@@ -33,12 +33,12 @@ class Modulation(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU (tanh approximation), linear."""
+    """Linear, GELU (tanh approximation), linear; ``out_dim`` is ``dim`` unless it is given."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, out_dim: int | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, out_dim or dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -33,11 +33,19 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
     return torch.cat([encode(columns), encode(rows)], 1).float().unsqueeze(0)
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoid of the time and a two-layer SiLU MLP: [B] -> [B, D], or [B, N] -> [B, N, D] for a time of each token.
+def sinusoid(t: Float[Tensor, "*b"], dim: int, max_period: float = 10000.0) -> Float[Tensor, "*b d"]:
+    """[cos(t w_k), sin(t w_k)] with w_k = max_period^(-k / (dim/2)), in float32 (ADM, DiT); ``dim`` is even."""
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    angle = t.float().unsqueeze(-1) * torch.exp(-math.log(max_period) * k / half)
+    return torch.cat([angle.cos(), angle.sin()], -1)
 
-    The sinusoid is [cos(t w_k), sin(t w_k)] with w_k = max_period^(-k / (frequencies/2)), in float32 whatever the
-    precision of the rest (ADM, DiT). The scale of t is the caller's: SiT feeds [0, 1], DiT feeds 0..999.
+
+class TimeEmbedding(nn.Module):
+    """:func:`sinusoid` of the time and a two-layer SiLU MLP: [B] -> [B, D].
+
+    The sinusoid is in float32 whatever the precision of the rest. The scale of t is the caller's: SiT feeds [0, 1], DiT
+    feeds 0..999; DDT feeds [0, 1] with a max_period of 10.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, max_period: float = 10000.0) -> None:
@@ -52,17 +60,17 @@ class TimeEmbedding(nn.Module):
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
     def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
-        half = self.frequencies // 2
-        k = torch.arange(half, dtype=torch.float32, device=t.device)
-        omega = torch.exp(-math.log(self.max_period) * k / half)
-        angle = t.float().unsqueeze(-1) * omega
-        sinusoid = torch.cat([angle.cos(), angle.sin()], -1)
-        return self.mlp(sinusoid.to(self.linears[0].weight.dtype))
+        return self.mlp(sinusoid(t, self.frequencies, self.max_period).to(self.linears[0].weight.dtype))
 
 
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:
     """Tokens whose channels run (row in patch, column in patch, channel) back to an image."""
     return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)
+
+
+def fixed_or_trained(table: Tensor, trained: bool) -> Tensor:
+    """A table as a part of a module: a parameter when it is trained, else a buffer."""
+    return nn.Parameter(table) if trained else nn.Buffer(table)
 
 
 def patchify(image: Float[Tensor, "b c h w"], patch: int) -> Float[Tensor, "b n ppc"]:

@@ -1,60 +1,76 @@
-"""The training loss of a variational autoencoder."""
+"""How well an autoencoder restores pictures: the reconstruction loss of a first stage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import unknown_choice
+from repalign.objectives.regularizers import REDUCTIONS, Reconstructing, Regularizer
 from repalign.protocols import Randomness
 from repalign.state import Gaussian
 
-
-class Reconstructing(Protocol):
-    """An autoencoder that can be trained: its decoder's output without the clamp to [0, 1]."""
-
-    def encode(self, images: Tensor) -> Gaussian: ...
-    def decode_unclamped(self, raw: Tensor) -> Tensor: ...  # -> [B, 3, H, W] in [-1, 1], may overshoot
+# Two batches of pictures in [-1, 1] -> their distances [B]: LPIPS, or another network's.
+Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """What the objective returns.
+    """One pass through the autoencoder with its losses; other terms (adversarial, alignment) read it too.
 
     Attributes:
-        losses: unweighted terms [B] by name: ``l1``, ``mse``, ``kl``.
-        total: [B], the weighted sum, to be averaged and differentiated.
-        images: [B, 3, H, W] in [0, 1], the reconstruction.
+        posterior: what the encoder returned.
+        latent: raw latents that were decoded.
+        target, output: [B, 3, H, W] in [-1, 1]: pictures, and reconstructions with their gradient, which may overshoot.
+        losses: unweighted terms [B] by name: ``l1``, ``mse``, ``perceptual`` as means over elements; ``kl`` or
+            ``codebook``.
+        nll: [B], the reconstruction loss without regularizer.
+        total: [B], with it.
+        monitors: numbers of the batch that are no losses.
     """
 
+    posterior: Gaussian
+    latent: Float[Tensor, "b c h2 w2"]
+    target: Float[Tensor, "b 3 h w"]
+    output: Float[Tensor, "b 3 h w"]
     losses: Mapping[str, Float[Tensor, " b"]]
+    nll: Float[Tensor, " b"]
     total: Float[Tensor, " b"]
-    images: Float[Tensor, "b 3 h w"]
+    monitors: Mapping[str, Tensor]
 
-
-def kl_divergence(posterior: Gaussian) -> Float[Tensor, "b c h w"]:
-    """KL(N(mean, std^2) || N(0, 1)) per element = 0.5 (mean^2 + std^2 - 1 - log std^2), in nats."""
-    assert posterior.std is not None, "a KL term needs an encoder with a posterior"
-    return 0.5 * (posterior.mean**2 + posterior.std**2 - 1) - posterior.std.log()
+    @property
+    def images(self) -> Float[Tensor, "b 3 h w"]:
+        """The reconstructions in [0, 1]."""
+        return ((self.output.detach() + 1) / 2).clamp(0, 1)
 
 
 class Reconstruction:
-    """L1 + squared error on pictures in [-1, 1], and the KL divergence of the posterior from a standard normal.
+    """Pixel errors, a perceptual distance and a regularizer of the latents (arXiv:2112.10752, section 3.1, appendix G).
 
-    loss = w_l1 |x - D(z)| + w_mse (x - D(z))^2 + w_kl KL(q(z|x) || N(0, 1)), z = mean + std n, n ~ N(0, 1)
-    (Kingma & Welling, arXiv:1312.6114; the reconstruction terms of Rombach et al., arXiv:2112.10752, section 3.1).
+    With x in [-1, 1], its reconstruction x' and E = number of the picture's elements (3HW):
+
+        rec = w_l1 mean |x - x'| + w_mse mean (x - x')^2 + w_p p(x, x')
+        nll = S (exp(-s) rec + s),   S = E for reduction 'sum', 1 for 'mean'
+        total = nll + regularizer
+
+    LDM adds p, one number per picture, to the error of every element before it sums: hence its factor E.
+    KL first stage of LDM: 'sum', w_l1 = w_p = 1, KL weight 1e-6; VQ first stage: 'mean', codebook weight 1; REPA-E:
+    'mean' with LDM's KL. A KL weight goes with its reduction: 1e-6 against a sum of 196,608 elements is nothing against
+    their mean.
 
     Args:
-        l1, mse, kl: weights of the terms. With the sums of ``reduction: sum`` LDM's KL weight is 1e-6; with means, a
-            comparable pressure on the latents is larger by the ratio of picture to latent elements.
-        reduction: 'mean' over the elements of a sample, or 'sum' as in LDM.
-        latent_noise: standard deviation of more noise on z, times a level drawn from U[0, 1) per sample. It teaches
-            the decoder to bear the imperfect latents of a diffusion model (as RAE does, arXiv:2510.11690).
+        regularizer: see :mod:`repalign.objectives.regularizers`.
+        l1, mse: weights of the pixel errors.
+        perceptual: distance of two batches in [-1, 1]; None for none.
+        perceptual_weight: w_p.
+        reduction: of the reconstruction loss over a picture's elements, 'mean' or 'sum'.
+        log_variance: s of the pixels' likelihood. LDM declares it a parameter but gives it to no optimizer, so it is a
+            number here.
 
     Raises:
         UserError: for another reduction.
@@ -63,23 +79,26 @@ class Reconstruction:
     def __init__(
         self,
         *,
+        regularizer: Regularizer,
         l1: float = 1.0,
-        mse: float = 1.0,
-        kl: float = 1e-3,
+        mse: float = 0.0,
+        perceptual: Perceptual | None = None,
+        perceptual_weight: float = 1.0,
         reduction: Literal["mean", "sum"] = "mean",
-        latent_noise: float = 0.0,
+        log_variance: float = 0.0,
     ) -> None:
-        reductions: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum}
-        if reduction not in reductions:
-            raise unknown_choice("objective.reduction", reduction, reductions)
-        self.weights = {"l1": l1, "mse": mse, "kl": kl}
-        self.latent_noise = latent_noise
-        self._reduce = reductions[reduction]
+        if reduction not in REDUCTIONS:
+            raise unknown_choice("objective.reconstruction.reduction", reduction, REDUCTIONS)
+        self.regularizer = regularizer
+        self.weights = {"l1": l1, "mse": mse, "perceptual": perceptual_weight}
+        self.perceptual = perceptual
+        self.reduction = reduction
+        self.log_variance = log_variance
 
     def __call__(
         self, autoencoder: Reconstructing, images: Float[Tensor, "b 3 h w"], random: Randomness
     ) -> Reconstructed:
-        """Encode, draw a latent (stream ``posterior``), decode, compare.
+        """Encode, regularise, decode, compare.
 
         Args:
             autoencoder: with gradients.
@@ -87,13 +106,23 @@ class Reconstruction:
             random: one stream per sample.
         """
         posterior = autoencoder.encode(images)
-        raw = posterior.sample(random.normal("posterior", posterior.mean.shape[1:]))
-        if self.latent_noise > 0:
-            level = self.latent_noise * random.uniform("latent_noise_level").reshape(-1, 1, 1, 1)
-            raw = raw + level * random.normal("latent_noise", raw.shape[1:])
-        output = autoencoder.decode_unclamped(raw)
-        difference = output - (images * 2 - 1)
-        elements = {"l1": difference.abs(), "mse": difference**2, "kl": kl_divergence(posterior)}
-        losses = {name: self._reduce(value.flatten(1), dim=1) for name, value in elements.items()}
-        weighted = [self.weights[name] * loss for name, loss in losses.items()]
-        return Reconstructed(losses, torch.stack(weighted).sum(0), ((output.detach() + 1) / 2).clamp(0, 1))
+        regularized = self.regularizer(autoencoder, posterior, random)
+        target, output = images * 2 - 1, regularized.output
+        difference = (output - target).flatten(1)
+        losses = {"l1": difference.abs().mean(1), "mse": difference.square().mean(1)}
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(target, output)
+        rec = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(0)
+        elements = difference.shape[1] if self.reduction == "sum" else 1
+        log_variance = torch.as_tensor(self.log_variance, dtype=rec.dtype, device=rec.device)
+        nll = elements * (rec * (-log_variance).exp() + log_variance)
+        return Reconstructed(
+            posterior=posterior,
+            latent=regularized.latent,
+            target=target,
+            output=output,
+            losses={**losses, **regularized.losses},
+            nll=nll,
+            total=nll + regularized.weighted,
+            monitors=regularized.monitors,
+        )

@@ -7,6 +7,7 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from repalign.errors import UserError
 from repalign.paths.parametrization import linear_drift
 from repalign.state import Coefficients
 
@@ -27,3 +28,34 @@ class LikelihoodWeight:
 
     def __call__(self, c: Coefficients) -> Float[Tensor, " b"]:
         return linear_drift(c)[1] / c.sigma**2
+
+
+class RatioWeight:
+    """alpha / sigma, kept within [low, high]; infinite at t = 0 without a bound.
+
+    DDT's ``snr`` has no bound, its ``minsnr`` low = 5 and its ``maxsnr`` high = 5: for its direction of time the names
+    of the last two are exchanged.
+
+    Args:
+        low, high: bounds; None for none.
+
+    Raises:
+        UserError: when ``low`` is above ``high``.
+    """
+
+    def __init__(self, low: float | None = None, high: float | None = None) -> None:
+        if low is not None and high is not None and low > high:
+            raise UserError(f"objective.weighting: expected low <= high, found low={low}, high={high}")
+        self.low = low
+        self.high = high
+
+    def __call__(self, c: Coefficients) -> Float[Tensor, " b"]:
+        ratio = c.alpha / c.sigma
+        return ratio if self.low is self.high is None else ratio.clamp(self.low, self.high)
+
+
+class InverseVarianceWeight:
+    """1 / sigma^2; infinite at t = 0 (DDT's ``inverse_sigma``)."""
+
+    def __call__(self, c: Coefficients) -> Float[Tensor, " b"]:
+        return 1 / c.sigma**2

@@ -1,4 +1,4 @@
-"""Time samplers: at which times a network is trained. All give t in [0, 1] with t = 1 noise, shape [B]."""
+"""Time samplers: at which times a network is trained. All give t in [0, 1] with t = 1 noise: [B], a ladder [B, K]."""
 
 from __future__ import annotations
 
@@ -103,6 +103,41 @@ class Shifted:
 
     def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
         return shift_time(self.base(random), self.shift)
+
+
+class Ladder:
+    """K times a sample, each a tiny random step from the one before: [B, K] (DeepFlow, arXiv:2503.14494).
+
+    t_1 comes from another sampler; t_k = clip(t_{k-1} + s g_k, 0, 1) with g_k ~ U[0, gap) and one sign s a sample, so
+    that a ladder climbs or descends as a whole.
+
+    Args:
+        base: the sampler of t_1.
+        rungs: number of times K.
+        gap: largest step between two rungs.
+
+    Deviation: the official code draws one sign for a whole batch; here every sample has its own, because nothing that a
+    sample draws depends on its batch.
+
+    Raises:
+        UserError: when there is no rung, or the gap is outside [0, 1].
+    """
+
+    def __init__(self, base: TimeSampler, rungs: int, gap: float) -> None:
+        if rungs < 1:
+            raise UserError(f"time_sampler.rungs must be at least 1, found {rungs}")
+        if not 0 <= gap <= 1:
+            raise UserError(f"time_sampler.gap must be in [0, 1], found {gap}")
+        self.base = base
+        self.rungs = rungs
+        self.gap = gap
+
+    def __call__(self, random: Randomness) -> Float[Tensor, "b k"]:
+        times = [self.base(random)]
+        step = torch.where(random.uniform("t/sign") < 0.5, self.gap, -self.gap)
+        for k in range(2, self.rungs + 1):
+            times.append((times[-1] + step * random.uniform(f"t/gap.{k}")).clamp(0, 1))
+        return torch.stack(times, 1)
 
 
 def shift_time(t: Float[Tensor, "*b"], shift: float) -> Float[Tensor, "*b"]:

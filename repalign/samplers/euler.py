@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from repalign.paths.interval import time_interval
 from repalign.protocols import Field, Randomness
 from repalign.samplers.field import velocity
-from repalign.samplers.grid import initial_state, time_grid
+from repalign.samplers.grid import field_grid, initial_state
 from repalign.state import State
 
 
@@ -19,6 +18,7 @@ class Euler:
         start, end: ends of the grid; None for those of :func:`repalign.paths.interval.time_interval` (1 and 0 for a
             velocity on the linear or trigonometric path).
         shift: of the grid, s > 1 spends more steps near the noise (SD3).
+        last_step_size: where the last step begins, before the shift; None for a uniform grid (DDT: 0.04).
         dtype: of the trajectory, float32 or float64 (REPA).
 
     SiT counts grid points: its ``num_steps`` S is ``steps = S - 1`` here; REPA counts steps as we do.
@@ -30,22 +30,21 @@ class Euler:
         start: float | None = None,
         end: float | None = None,
         shift: float = 1.0,
+        last_step_size: float | None = None,
         dtype: str = "float32",
     ) -> None:
         self.steps = steps
         self.start = start
         self.end = end
         self.shift = shift
+        self.last_step_size = last_step_size
         self.dtype = dtype
 
     def __call__(
         self, field: Field, x_1: State, random: Randomness, *, trace: Callable[[State], None] | None = None
     ) -> State:
         """Integrate from noise to data; deterministic, so ``random`` is not read. ``trace`` sees every new state."""
-        safe = time_interval(field.path, field.parametrization)
-        start = safe.high if self.start is None else self.start
-        end = safe.low if self.end is None else self.end
-        times = time_grid(start, end, self.steps, self.shift)
+        times = field_grid(field, self.steps, self.start, self.end, self.shift, self.last_step_size)
         x = initial_state(x_1, self.dtype)
         for t, t_next in zip(times[:-1], times[1:], strict=True):
             x = x + (t_next - t) * velocity(field, x, t)

@@ -23,17 +23,21 @@ class EulerMaruyama:
 
     v is the velocity, s the score, both read off one call of the field. The ``steps`` calls of the Euler method are
     steps - 1 stochastic steps on a uniform grid, x <- x + (v - w s) dt + sqrt(2 w |dt|) n with dt < 0, and the last
-    step. SiT's SDE (its ``num_steps`` is ``steps``) and REPA's (diffusion ``linear``, dtype float64) are this class.
+    step. SiT's SDE (its ``num_steps`` is ``steps``) and REPA's (diffusion ``linear``, dtype float64) are this class, so
+    are DDT's three steps: ``sde`` (diffusion ``sigma``), ``sde_preserve`` (half of it) and ``sde_mean`` (method
+    ``mean``), all with the last step ``euler``.
 
     Args:
         steps: number of states after the noise, the last step included.
         diffusion: w_t, an object of :mod:`repalign.samplers.diffusion` or its name there.
         last_step: from t = last_step_size to the data: ``mean`` (the SDE without its noise), ``euler`` (the ODE),
             ``tweedie`` (the denoised estimate of x_0), ``none`` (no such step: the grid goes to the end).
-        last_step_size: where the grid ends; not used by ``none``.
-        method: ``euler``, or ``heun``: SiT's predictor-corrector with the noise added first, two calls a step.
+        last_step_size: where the grid ends, before the shift; not used by ``none``.
+        method: ``euler``; ``heun``: SiT's predictor-corrector with the noise added first, two calls a step; ``mean``:
+            the drift v - w s of Euler's step without its noise, which narrows the distribution (DDT).
         start, end: ends of the grid; None for those of :func:`repalign.paths.interval.time_interval`. ``end`` counts
             without a last step only.
+        shift: of the grid, the last step included; s > 1 spends more steps near the noise.
         dtype: of the trajectory, float32 or float64.
 
     Raises:
@@ -49,6 +53,7 @@ class EulerMaruyama:
         method: str = "euler",
         start: float | None = None,
         end: float | None = None,
+        shift: float = 1.0,
         dtype: str = "float32",
     ) -> None:
         if steps < 2:
@@ -64,6 +69,7 @@ class EulerMaruyama:
         self.method = method
         self.start = start
         self.end = end
+        self.shift = shift
         self.dtype = dtype
 
     def __call__(
@@ -77,7 +83,7 @@ class EulerMaruyama:
             raise UserError(
                 "sampler: heun needs the score at its end, infinite at t = 0; set a last step or sampler.end"
             )
-        times = time_grid(start, end, self.steps - 1)
+        times = time_grid(start, end, self.steps - 1, self.shift)
         stochastic_step = METHODS[self.method]
         x = initial_state(x_1, self.dtype)
         for i, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
@@ -85,7 +91,7 @@ class EulerMaruyama:
             x = stochastic_step(field.during(t), self.diffusion, x, t, t_next, noise)
             if trace is not None:
                 trace(x)
-        x = LAST_STEPS[self.last_step](field, self.diffusion, x, times[-1], self.last_step_size)
+        x = LAST_STEPS[self.last_step](field, self.diffusion, x, times[-1])
         if trace is not None:
             trace(x)
         return x
@@ -115,28 +121,33 @@ def _heun_step(field: Field, diffusion: Diffusion, x: State, t: Time, t_next: Ti
     return kicked + 0.5 * (t_next - t) * (slope + end_slope)
 
 
-def _last_mean(field: Field, diffusion: Diffusion, x: State, t: Time, size: float) -> State:
-    return x - size * _drift(field, diffusion, x, t)
+def _mean_step(field: Field, diffusion: Diffusion, x: State, t: Time, t_next: Time, noise: State) -> State:
+    return x + (t_next - t) * _drift(field, diffusion, x, t)
 
 
-def _last_euler(field: Field, diffusion: Diffusion, x: State, t: Time, size: float) -> State:
-    return x - size * velocity(field, x, t)
+def _last_mean(field: Field, diffusion: Diffusion, x: State, t: Time) -> State:
+    return x - t * _drift(field, diffusion, x, t)
 
 
-def _last_tweedie(field: Field, diffusion: Diffusion, x: State, t: Time, size: float) -> State:
+def _last_euler(field: Field, diffusion: Diffusion, x: State, t: Time) -> State:
+    return x - t * velocity(field, x, t)
+
+
+def _last_tweedie(field: Field, diffusion: Diffusion, x: State, t: Time) -> State:
     pred, c = predict(field, x, t)
     return field.parametrization.data(pred, x, c)
 
 
-def _last_none(field: Field, diffusion: Diffusion, x: State, t: Time, size: float) -> State:
+def _last_none(field: Field, diffusion: Diffusion, x: State, t: Time) -> State:
     return x
 
 
 METHODS: Mapping[str, Callable[[Field, Diffusion, State, Time, Time, State], State]] = {
     "euler": _euler_step,
     "heun": _heun_step,
+    "mean": _mean_step,
 }
-LAST_STEPS: Mapping[str, Callable[[Field, Diffusion, State, Time, float], State]] = {
+LAST_STEPS: Mapping[str, Callable[[Field, Diffusion, State, Time], State]] = {
     "mean": _last_mean,
     "euler": _last_euler,
     "tweedie": _last_tweedie,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,14 @@ from repalign.protocols import (
     Conditioner,
     Field,
     Guidance,
+    LatentNorm,
     Parametrization,
     Path,
     Randomness,
     Sampler,
 )
 from repalign.samplers.field import DenoisingField
-from repalign.state import Cond
+from repalign.state import Cond, State, StateShape, Streams, latent_of
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,25 @@ class ImageGenerator:
     conditioner: Conditioner
     sampler: Sampler
     guidance: Guidance
+    norm: LatentNorm
     autoencoder: Autoencoder
-    latent_shape: tuple[int, int, int]
+    latent_shape: StateShape
 
     @torch.no_grad()
     def __call__(self, labels: Int[Tensor, " b"], random: Randomness) -> Float[Tensor, "b 3 h w"]:
-        """Pictures in [0, 1] for class labels; the noise comes from the stream ``x_1``."""
+        """Pictures in [0, 1] for class labels; only the latent of the sampled state is decoded."""
 
         def bind(cond: Cond) -> Field:
             return DenoisingField(self.backbone, self.path, self.parametrization, cond)
 
         cond = self.conditioner({"label": labels})
         field = self.guidance(bind, cond, self.conditioner.null(len(labels), labels.device))
-        latent = self.sampler(field, random.normal("x_1", self.latent_shape), random)
-        assert isinstance(latent, Tensor), "an image generator samples one stream"
-        return self.autoencoder.decode(self.autoencoder.norm.denormalize(latent.float()))
+        latent = latent_of(self.sampler(field, pure_noise(self.latent_shape, random), random)).float()
+        return self.autoencoder.decode(self.norm.denormalize(latent))
+
+
+def pure_noise(shape: StateShape, random: Randomness) -> State:
+    """The state at t = 1, from the random stream ``x_1``, or ``x_1/<name>`` for each stream of the state."""
+    if isinstance(shape, Mapping):
+        return Streams({name: random.normal(f"x_1/{name}", own) for name, own in shape.items()})
+    return random.normal("x_1", shape)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repalign.protocols import Aligner, Autoencoder, Backbone, Conditioner, Encoder, Objective, Randomness
-from repalign.state import Cond, Draw, Gaussian, State, Step, Tokens
+from repalign.autoencoders.latent_norm import require_norm
+from repalign.protocols import (
+    Aligner,
+    Autoencoder,
+    Backbone,
+    Conditioner,
+    Encoder,
+    Objective,
+    Randomness,
+    StreamSource,
+)
+from repalign.state import LATENT, Cond, Draw, Gaussian, State, Step, Streams, Tokens
 
 Batch = Mapping[str, Any]
 
@@ -64,6 +74,9 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> St
     """Normalised latents: from cached moments when the batch has them, else by encoding the images.
 
     x_0 = norm(mean + std n) with fresh noise n at every step.
+
+    Raises:
+        UserError: when the autoencoder has no latent statistics.
     """
     if "moments_mean" in batch:
         std = batch.get("moments_std")
@@ -74,7 +87,7 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> St
         with torch.no_grad():
             posterior = autoencoder.encode(images)
     noise = random.normal("posterior", posterior.mean.shape[1:])
-    return autoencoder.norm.normalize(posterior.sample(noise))
+    return require_norm(autoencoder).normalize(posterior.sample(noise))
 
 
 def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str], Tokens]:
@@ -84,12 +97,35 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         encoder = encoders[name]
         cached = batch.get(f"features/{name}")
         if cached is not None:
-            return Tokens(cached, encoder.spec.grid, encoder.spec.prefix)
+            return Tokens(cached.float(), encoder.spec.grid, encoder.spec.prefix)
         images = images_of(batch)
         assert images is not None, "a batch holds images or cached features"
         return encoder(images)
 
     return compute
+
+
+def with_features(batch: Batch, encoders: Mapping[str, Encoder], names: Collection[str]) -> Batch:
+    """The batch with the tokens of these encoders in it, so that streams and aligners share one call of each."""
+    read = features_of(batch, encoders)
+    return {**batch, **{f"features/{name}": read(name).data for name in names}}
+
+
+def state_of(
+    batch: Batch,
+    autoencoder: Autoencoder,
+    encoders: Mapping[str, Encoder],
+    streams: Mapping[str, StreamSource],
+    random: Randomness,
+) -> State:
+    """x_0 of a batch: the normalised latent; with further streams, all of them by name, the latent first."""
+    latent = latents_of(batch, autoencoder, random)
+    if not streams:
+        return latent
+    assert isinstance(latent, Tensor), "an autoencoder gives one stream"
+    read = features_of(batch, encoders)
+    further = {name: source(read(source.encoder)) for name, source in streams.items()}
+    return Streams({LATENT: latent, **further})
 
 
 def draw_of(objective: Objective, conditioner: Conditioner, x_0: State, random: Randomness) -> Draw:

@@ -6,8 +6,8 @@ import torch
 
 from repalign.aligners.aligner import Aligner
 from repalign.aligners.heads import MLPHead
-from repalign.aligners.similarities import Cosine
-from repalign.aligners.targets import EncoderTarget
+from repalign.aligners.similarities import Cosine, CosineDistance
+from repalign.aligners.targets import BilinearTarget, EncoderTarget
 from repalign.errors import UserError
 from repalign.state import Output, Step, Tokens, TokenSpec
 
@@ -86,3 +86,29 @@ def test_normalisation_is_float32_under_autocast():
 def test_wrong_pairs_say_which_two(options, message):
     with pytest.raises(UserError, match=message):
         aligner(**options)
+
+
+def test_cosine_distance_is_one_more_than_the_negative_cosine():
+    x, y = torch.randn(2, 3, 16, 6)
+    torch.testing.assert_close(CosineDistance()(x, y), 1 + Cosine()(x, y))
+    torch.testing.assert_close(CosineDistance()(x, 5 * x), torch.zeros(3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("grid", "prefix"), [((8, 8), 0), ((2, 2), 0), ((6, 6), 1), ((4, 4), 1)])
+def test_a_bilinear_target_has_the_taps_grid(grid, prefix):
+    target = BilinearTarget(EncoderTarget(), "block.2")
+    term = aligner(grid=grid, prefix=prefix, target=target)
+    features = torch.randn(2, prefix + grid[0] * grid[1], 6)
+    found = target(context(torch.randn(2, 16, 8), Tokens(features, grid, prefix)))
+    assert found.grid == (4, 4) and found.data.shape == (2, 16, 6) and found.prefix == 0
+    image = features[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    expected = torch.nn.functional.interpolate(image, scale_factor=4 / grid[0], mode="bilinear")
+    torch.testing.assert_close(found.data, expected.flatten(2).transpose(1, 2))
+    assert term(context(torch.randn(2, 16, 8), Tokens(features, grid, prefix))).shape == (2,)
+
+
+def test_a_bilinear_target_needs_a_tap_and_grids():
+    with pytest.raises(UserError, match="Did you mean 'block.2'"):
+        aligner(target=BilinearTarget(EncoderTarget(), "blok.2"))
+    with pytest.raises(UserError, match="needs two grids"):
+        aligner(target=BilinearTarget(EncoderTarget(), "block.2"), features={"main": TokenSpec(6)})

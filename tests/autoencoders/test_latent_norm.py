@@ -1,10 +1,13 @@
 """Between raw and normalised latents."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from repalign.autoencoders.latent_norm import ScaleShift, Statistics
+from repalign.autoencoders.latent_norm import ScaleShift, Statistics, require_norm, statistics_from_file
+from repalign.autoencoders.small_kl import SmallKLAutoencoder
 from repalign.errors import UserError
 from repalign.state import Streams
 
@@ -55,7 +58,33 @@ def test_statistics_from_a_file(tmp_path, ending, raw):
     path = tmp_path / f"statistics.{ending}"
     save_file(held, path) if ending == "safetensors" else torch.save(held, path)
     expected = (raw - torch.arange(4.0).reshape(4, 1, 1)) / torch.tensor([1.0, 2.0, 4.0, 8.0]).reshape(4, 1, 1)
-    torch.testing.assert_close(Statistics.from_file(path).normalize(raw), expected)
+    torch.testing.assert_close(statistics_from_file(path).normalize(raw), expected)
+
+
+def test_statistics_of_other_codes(tmp_path, raw):
+    mean, std = [0.0, 1.0, 2.0, 3.0], [1.0, 2.0, 4.0, 8.0]
+    expected = Statistics(mean, std).normalize(raw)
+    scale = {"latents_scale": 1 / torch.tensor(std), "latents_bias": torch.tensor(mean)}
+    torch.save({name: value.reshape(1, 4, 1, 1) for name, value in scale.items()}, tmp_path / "repa_e.pt")
+    config = {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.18215, "shift_factor": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path / "repa_e.pt", tmp_path / "config.json", tmp_path):
+        torch.testing.assert_close(statistics_from_file(path).normalize(raw), expected)
+
+
+@pytest.mark.parametrize(("shift", "bias"), [(None, 0.0), (0.0609, 0.0609)])
+def test_factor_and_shift_of_a_diffusers_configuration(tmp_path, raw, shift, bias):
+    config = {"latents_mean": None, "latents_std": None, "scaling_factor": 1.5305, "shift_factor": shift}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.testing.assert_close(statistics_from_file(tmp_path).normalize(raw), (raw - bias) * 1.5305)
+
+
+def test_without_statistics_the_line_says_how_to_compute_them():
+    assert statistics_from_file(None) is None
+    with pytest.raises(UserError, match=r"autoencoder\.norm: SmallKLAutoencoder has no latent stat.*task=precompute"):
+        require_norm(SmallKLAutoencoder(weights="random", width=16))
+    norm = ScaleShift(2.0)
+    assert require_norm(SmallKLAutoencoder(weights="random", width=16, norm=norm)) is norm
 
 
 def test_errors_name_the_key(tmp_path):
@@ -68,7 +97,11 @@ def test_errors_name_the_key(tmp_path):
     with pytest.raises(UserError, match="positive"):
         Statistics([0.0], [-1.0])
     with pytest.raises(UserError, match=r"autoencoder\.norm\.path: no file"):
-        Statistics.from_file(tmp_path / "none.pt")
+        statistics_from_file(tmp_path / "none.pt")
     save_file({"mean": torch.zeros(1)}, tmp_path / "half.safetensors")
     with pytest.raises(UserError, match="has no 'std'"):
-        Statistics.from_file(tmp_path / "half.safetensors")
+        statistics_from_file(tmp_path / "half.safetensors")
+    for name in ("torn.safetensors", "torn.pt", "torn.json"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 torn")
+        with pytest.raises(UserError, match=r"autoencoder\.norm\.path: '.*torn.*' cannot be read"):
+            statistics_from_file(tmp_path / name)

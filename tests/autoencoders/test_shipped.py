@@ -9,6 +9,7 @@ from datamodules.openmoji import catalogue, render
 from repalign.autoencoders.latent_norm import Statistics
 from repalign.autoencoders.small_kl import SmallKLAutoencoder
 from repalign.autoencoders.statistics import measure
+from repalign.metrics.reconstruction import ReconstructionMetrics
 
 FILE = Path(__file__).parents[2] / "assets" / "autoencoders" / "openmoji_kl_f8c8.safetensors"
 
@@ -25,7 +26,9 @@ def pictures():
 
 
 def test_restores_pictures(shipped, pictures):
-    found = measure(shipped, [pictures])
+    metrics = ReconstructionMetrics()
+    measure(shipped, [pictures], metrics.update)
+    found = metrics.compute()
     assert found["l1"] < 0.02 and found["psnr"] > 25
 
 

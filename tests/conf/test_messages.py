@@ -55,6 +55,7 @@ def complain(*words: str, **environment: str) -> str:
         (["+optimizer.momentun=0.9"], ["optimizer.momentun", "no such option"]),
         (["optimizer._target_=os.system"], ["optimizer._target_", "may not be built"]),
         (["experiment=demo", "align.tap=block.7"], ["aligners.repa.tap", "'block.7'", "Did you mean 'block."]),
+        (["latent_norm=file"], ["latent_norm", "latent_norm@autoencoder.norm=..."]),
         (["experiment=sit_s"], ["data.root", "no value", "REPALIGN_IMAGENET"]),
         (["experiment=sit_s", "data.root=/no/such"], ["data.root", "/no/such"]),
     ],

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from datamodules.base import ImageDataModule
+from datamodules.cache import Making
 from datamodules.latents import LatentDataModule
 from datamodules.synthetic import SyntheticDataModule
 
 N = 20
+SMALL = Making(shard_mib=3 * 4 * 96 / 2**20)  # three rows of latents a shard, so that there are many
 
 
 def shapes(tmp_path: Path, **options: object) -> SyntheticDataModule:
@@ -29,8 +31,14 @@ def batches(data: ImageDataModule, number: int = 12) -> list[dict[str, torch.Ten
     return [next(loader) for _ in range(number)]
 
 
-def hurt(folder: Path, damage: str) -> None:
-    path = folder / "moments_mean.00002.npy"
+def same(one: dict[str, object], two: dict[str, object]) -> bool:
+    """Whether two batches hold the same."""
+    assert one.keys() == two.keys()
+    return all(torch.equal(one[k], two[k]) if isinstance(one[k], torch.Tensor) else one[k] == two[k] for k in one)
+
+
+def hurt(folder: Path, damage: str, array: str = "moments") -> None:
+    path = folder / f"{array}.00002.npy"
     if damage == "flip":
         content = bytearray(path.read_bytes())
         content[-5] ^= 4
@@ -40,7 +48,7 @@ def hurt(folder: Path, damage: str) -> None:
     elif damage == "remove":
         path.unlink()
     else:
-        other, spare = folder / "moments_mean.00003.npy", folder / "spare"
+        other, spare = folder / f"{array}.00003.npy", folder / "spare"
         path.rename(spare)
         other.rename(path)
         spare.rename(other)

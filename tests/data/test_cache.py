@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import cache
-from datamodules.cache import ensure_cached
+from datamodules.cache import CachedOutputs, Making
 from datamodules.image_folder import ImageFolder, ImageFolderDataModule
+from datamodules.outputs import Outputs
 from datamodules.store import ArrayStore, DamagedStore, Manifest
 from datamodules.synthetic import Shapes
 from repalign.errors import UserError
 from repalign.state import Gaussian, Tokens
 from tests.data.conftest import TinyAutoencoder, TinyEncoder
-from tests.data.stores import N, batches, hurt, shapes
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few rows per shard, so that there are many."""
-    monkeypatch.setattr(cache, "SHARD_BYTES", 3 * 4 * 48)  # three rows of latents
+from tests.data.stores import SMALL, N, batches, hurt, shapes
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -31,7 +25,7 @@ def test_cached_equals_live(tmp_path: Path, flip: bool) -> None:
     autoencoder, encoder = TinyAutoencoder(), TinyEncoder()
     live = shapes(tmp_path, horizontal_flip=flip)
     data = shapes(tmp_path, horizontal_flip=flip, feature_dtype="float32")
-    data.attach_cache(autoencoder, {"main": encoder}, compute_batch=7)
+    data.attach_cache(autoencoder, {"main": encoder}, making=Making(batch=7, shard_mib=SMALL.shard_mib))
     for batch, expected in zip(batches(data), batches(live), strict=True):
         images = expected["image"].float() / 255
         moments = autoencoder.encode(images)
@@ -45,24 +39,24 @@ def test_cached_equals_live(tmp_path: Path, flip: bool) -> None:
 
 def test_both_views_are_stored(tmp_path: Path) -> None:
     data = shapes(tmp_path, horizontal_flip=True)
-    data.attach_cache(TinyAutoencoder())
+    data.attach_cache(TinyAutoencoder(), making=SMALL)
     store = data.stores["latents"]
     assert len(store) == 2 * N
     images = data.images(range(N)).float() / 255
     plain, mirrored = (TinyAutoencoder().encode(view).mean.numpy() for view in (images, images.flip(-1)))
-    assert np.allclose(store.gather("moments_mean", range(N)), plain)
-    assert np.allclose(store.gather("moments_mean", range(N, 2 * N)), mirrored)
+    assert np.allclose(store.gather("moments", range(N))[:, 0], plain)
+    assert np.allclose(store.gather("moments", range(N, 2 * N))[:, 0], mirrored)
     assert not np.allclose(plain, mirrored)
 
 
-def test_features_are_half_precision_on_disk_and_float32_in_batches(tmp_path: Path) -> None:
+def test_features_are_half_precision_on_disk_and_in_batches(tmp_path: Path) -> None:
     data = shapes(tmp_path)
     data.attach_cache(None, {"main": TinyEncoder()})
     assert data.stores["features_main"].manifest.arrays["features/main"].dtype == "float16"
     batch = batches(data, 1)[0]
-    assert batch["features/main"].dtype == torch.float32
+    assert batch["features/main"].dtype == torch.float16
     live = TinyEncoder()(batch["image"].float() / 255).data
-    torch.testing.assert_close(batch["features/main"], live, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(batch["features/main"].float(), live, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +83,9 @@ def test_batches_carry_pictures_only_when_needed(
 def test_computed_once(tmp_path: Path) -> None:
     first, second, other = TinyAutoencoder(), TinyAutoencoder(), TinyAutoencoder()
     other.fingerprint = "tiny autoencoder 2"
-    shapes(tmp_path).attach_cache(first)
-    shapes(tmp_path).attach_cache(second)
-    shapes(tmp_path).attach_cache(other)
+    shapes(tmp_path).attach_cache(first, making=SMALL)
+    shapes(tmp_path).attach_cache(second, making=SMALL)
+    shapes(tmp_path).attach_cache(other, making=SMALL)
     assert first.calls == N + 1 and second.calls == 0 and other.calls == N + 1  # one for the shapes
 
 
@@ -103,34 +97,34 @@ def test_stopped_work_is_continued(tmp_path: Path) -> None:
             return super().encode(images)
 
     with pytest.raises(KeyboardInterrupt):
-        shapes(tmp_path).attach_cache(Stopped(), compute_batch=3)
+        shapes(tmp_path).attach_cache(Stopped(), making=Making(batch=3, shard_mib=SMALL.shard_mib))
     (manifest,) = (tmp_path / "cache").rglob("manifest.json")
-    done = len(Manifest.load(manifest.parent).files) // 4
+    done = len(Manifest.load(manifest.parent).files) // 4  # moments, index, label, caption
     assert 0 < done < 7
     with pytest.raises(DamagedStore, match="never written"):
         ArrayStore(manifest.parent)
     rest = TinyAutoencoder()
     data = shapes(tmp_path)
-    data.attach_cache(rest)
+    data.attach_cache(rest, making=SMALL)
     assert rest.calls == N - 3 * done
     whole = TinyAutoencoder().encode(data.images(range(N)).float() / 255).mean.numpy()
-    assert np.allclose(data.stores["latents"].whole("moments_mean"), whole)
+    assert np.allclose(data.stores["latents"].whole("moments")[:, 0], whole)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap"])
 def test_only_the_damaged_shard_is_made_again(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = shapes(tmp_path)
-    data.attach_cache(TinyAutoencoder())
-    good = data.stores["latents"].whole("moments_mean")
+    data.attach_cache(TinyAutoencoder(), making=SMALL)
+    good = data.stores["latents"].whole("moments")
     hurt(data.stores["latents"].folder, damage)
     capsys.readouterr()
     again = TinyAutoencoder()
     mended = shapes(tmp_path)
-    mended.attach_cache(again)
+    mended.attach_cache(again, making=SMALL)
     said = capsys.readouterr().out
-    assert "moments_mean.00002.npy" in said and "this store is ours" in said
+    assert "moments.00002.npy" in said and "this store is ours" in said
     assert again.calls == (6 if damage == "swap" else 3)
-    assert np.array_equal(mended.stores["latents"].whole("moments_mean"), good)
+    assert np.array_equal(mended.stores["latents"].whole("moments"), good)
 
 
 def test_values_that_half_precision_cannot_hold(tmp_path: Path) -> None:
@@ -163,7 +157,7 @@ def test_networks_return_to_their_mode(tmp_path: Path) -> None:
 
     net = Net().train()
     net.part.eval()
-    shapes(tmp_path).attach_cache(net)
+    shapes(tmp_path).attach_cache(net, making=SMALL)
     assert net.training and not net.part.training
 
 
@@ -172,7 +166,7 @@ def test_a_skipped_file_brings_its_replacements_latent_and_label(folder: Path, t
     data = ImageFolderDataModule(
         root=folder, image_size=32, batch_size=12, on_corrupt="skip", cache_root=tmp_path, num_classes=3
     )
-    data.attach_cache(TinyAutoencoder())
+    data.attach_cache(TinyAutoencoder(), making=SMALL)
     batch = next(iter(data.train_dataloader()))
     assert 3 not in batch["index"] and (batch["index"] == 4).sum() == 2
     assert torch.equal(batch["label"], torch.from_numpy(data.source.labels)[batch["index"]])
@@ -188,5 +182,6 @@ def test_writers_refuse_wrong_shapes(tmp_path: Path) -> None:
         calls.append(len(images))
         return {"x": torch.zeros(len(images), len(calls))}
 
+    outputs = Outputs("x", None, "x", compute, "float32", "data.latent_dtype")
     with pytest.raises((AssertionError, ValueError)):
-        ensure_cached(Shapes(N, 16), "x", "x", compute, root=tmp_path, batch_size=2)
+        CachedOutputs(Shapes(N, 16), outputs, tmp_path, making=Making(batch=2)).store()

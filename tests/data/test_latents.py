@@ -9,50 +9,45 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import cache
 from datamodules.image_folder import ImageFolder, ImageFolderDataModule
 from datamodules.repa_layout import import_repa_latents
 from datamodules.store import DamagedStore
 from datamodules.synthetic import Shapes
 from repalign.errors import UserError
 from repalign.state import Gaussian
-from tasks.precompute import precompute
+from tasks.precompute import Networks, precompute
 from tests.data.conftest import TinyAutoencoder, TinyEncoder
-from tests.data.stores import N, batches, hurt, latents, shapes
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few rows per shard, so that there are many."""
-    monkeypatch.setattr(cache, "SHARD_BYTES", 3 * 4 * 48)  # three rows of latents
+from tests.data.stores import SMALL, N, batches, hurt, latents, same, shapes
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_same_batches_as_with_pictures(tmp_path: Path, flip: bool) -> None:
     data = shapes(tmp_path, horizontal_flip=flip)
-    folders = precompute(data, TinyAutoencoder(), {"main": TinyEncoder()})
-    assert set(folders) == {"latents", "features_main"}
+    stores = precompute(data, Networks(TinyAutoencoder(), {"main": TinyEncoder()}), SMALL)
+    assert set(stores) == {"latents", "features_main"}
     alone = latents(tmp_path, horizontal_flip=flip)
     assert alone.num_classes == 4 and list(alone.class_names) == list(data.class_names)
     alone.attach_cache(TinyAutoencoder(), {"main": TinyEncoder()})
     for one, two in zip(batches(alone), batches(data), strict=True):
-        two.pop("caption")
-        assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+        assert same(one, two)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap"])
 def test_damage_stops(tmp_path: Path, damage: str) -> None:
     data = shapes(tmp_path)
-    hurt(precompute(data, TinyAutoencoder(), {})["latents"], damage)
+    hurt(precompute(data, Networks(TinyAutoencoder()), SMALL)["latents"].folder, damage)
     with pytest.raises(DamagedStore) as error:
         latents(tmp_path).attach_cache(TinyAutoencoder())
-    for word in ("moments_mean.00002.npy", "expected", "rows 6 to 8", "data.on_corrupt=skip"):
+    for word in ("moments.00002.npy", "expected", "rows 6 to 8", "data.on_corrupt=skip"):
         assert word in str(error.value)
 
 
-def test_damage_is_skipped_in_all_stores_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("array", ["moments", "index", "caption"])
+def test_damage_is_skipped_in_all_stores_alike(tmp_path: Path, array: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = shapes(tmp_path)
-    hurt(precompute(data, TinyAutoencoder(), {"main": TinyEncoder()})["latents"], "truncate")
+    stores = precompute(data, Networks(TinyAutoencoder(), {"main": TinyEncoder()}), SMALL)
+    undamaged = torch.cat([batch["index"] for batch in batches(data, 4)])
+    hurt(stores["latents"].folder, "truncate", array)
     streams = []
     for _ in range(2):
         capsys.readouterr()
@@ -61,18 +56,20 @@ def test_damage_is_skipped_in_all_stores_alike(tmp_path: Path, capsys: pytest.Ca
         assert "skipped, 3 of 20 pictures lost" in capsys.readouterr().out
         streams.append(batches(alone, 4))
     seen = torch.cat([batch["index"] for batch in streams[0]])
-    assert not {6, 7, 8} & set(seen.tolist()) and (seen == 9).sum() == 4
+    lost = {6, 7, 8}
+    assert set(seen.tolist()) == set(range(N)) - lost  # one epoch: all others once, and others in place of the lost
+    assert all(one == other or other in lost for one, other in zip(seen.tolist(), undamaged.tolist(), strict=True))
     for one, two in zip(*streams, strict=True):
-        assert all(torch.equal(one[k], two[k]) for k in one)
+        assert same(one, two)
         images = Shapes(N, 16).load(one["index"].tolist())[0]
         live = torch.from_numpy(images).float() / 255
         torch.testing.assert_close(one["moments_mean"], TinyAutoencoder().encode(live).mean)
-        torch.testing.assert_close(one["features/main"], TinyEncoder()(live).data, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one["features/main"].float(), TinyEncoder()(live).data, atol=1e-3, rtol=1e-3)
         assert torch.equal(one["label"], one["index"] % 4)
 
 
 def test_what_it_lacks_is_said(tmp_path: Path) -> None:
-    precompute(shapes(tmp_path), TinyAutoencoder(), {})
+    precompute(shapes(tmp_path), Networks(TinyAutoencoder()), SMALL)
     other = TinyAutoencoder()
     other.fingerprint = "tiny autoencoder 2"
     with pytest.raises(UserError, match="another network: found tiny autoencoder 1, expected tiny autoencoder 2"):
@@ -112,7 +109,8 @@ def official(images: ImageFolder, tmp_path: Path) -> Path:
 def test_nothing_is_encoded_again(official: Path, folder: Path, tmp_path: Path) -> None:
     data = ImageFolderDataModule(root=folder, image_size=32, batch_size=12, cache_root=tmp_path / "cache")
     autoencoder = TinyAutoencoder()
-    precompute(data, autoencoder, {}, repa_latents=official)
+    import_repa_latents(data.source, autoencoder, autoencoder.fingerprint, official, data.cache_root)
+    precompute(data, Networks(autoencoder))
     assert autoencoder.calls == 1  # the first picture, as a check
     batch = next(iter(data.train_dataloader()))
     live = TinyAutoencoder().encode(data.images(batch["index"].tolist()).float() / 255)
@@ -130,7 +128,7 @@ def test_other_pictures_labels_or_networks(official: Path, images: ImageFolder, 
     labels = json.loads((official / "dataset.json").read_text())
     labels["labels"][4][1] = 2
     (official / "dataset.json").write_text(json.dumps(labels))
-    with pytest.raises(UserError, match="gives label 2 to '00000/img-mean-std-00000004.npy', the picture has 1"):
+    with pytest.raises(UserError, match="00000/img-mean-std-00000004.npy' has label 2, the picture has 1"):
         import_repa_latents(images, TinyAutoencoder(), "x", official, tmp_path)
     (official / "00001" / "img-mean-std-00000005.npy").unlink()
     with pytest.raises(UserError, match="found 11 .npy files"):

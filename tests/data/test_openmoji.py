@@ -155,7 +155,7 @@ def test_two_at_once_render_once(few: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_finished_store_needs_no_write_access(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     OpenMoji(16, few)
-    monkeypatch.setattr("datamodules.own_store.exclusive", None)  # taking the lock would write
+    monkeypatch.setattr("datamodules.own_store.locked", None)  # taking the lock would write
     OpenMoji(16, few)
 
 

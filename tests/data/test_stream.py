@@ -16,6 +16,7 @@ from datamodules.synthetic import SHAPES, Shapes, SyntheticDataModule
 from repalign.errors import UserError
 from repalign.random import SampleRandom
 from tests.data.conftest import TinyAutoencoder
+from tests.data.stores import same
 
 
 def shapes(**options: object) -> SyntheticDataModule:
@@ -25,13 +26,6 @@ def shapes(**options: object) -> SyntheticDataModule:
 def first(data: ImageDataModule, number: int) -> list[dict[str, torch.Tensor]]:
     loader = iter(data.train_dataloader())
     return list(islice(loader, number))
-
-
-def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
-    assert one.keys() == two.keys()
-    return all(
-        torch.equal(one[k], two[k]) if isinstance(one[k], torch.Tensor) else one[k] == two[k] for k in one.keys()
-    )
 
 
 def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
@@ -137,6 +131,7 @@ def test_shapes_are_distinct_and_stable() -> None:
         ({"accumulate": 0}, "data.accumulate"),
         ({"num_workers": -1}, "data.num_workers: expected 0 or more"),
         ({"verify": "hsah"}, "data.verify.*Did you mean 'hash'"),
+        ({"latent_dtype": "bfloat16"}, "data.latent_dtype.*float32"),
         ({"feature_dtype": "float61"}, "data.feature_dtype.*Did you mean 'float16'"),
     ],
 )

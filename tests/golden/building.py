@@ -17,9 +17,9 @@ from repalign.paths.interpolant import Interpolant
 from repalign.paths.linear import LinearPath
 from repalign.paths.parametrization import Data, Noise, Quantity, Score, Velocity
 from repalign.paths.vp import VPPath
-from repalign.protocols import Backbone, Field, Path
+from repalign.protocols import Backbone, Field, Guidance, Path
 from repalign.samplers.field import DenoisingField
-from repalign.state import Cond
+from repalign.state import Cond, State, StateShape, Streams
 from tests.golden.runner import only_keys
 
 # Official names of paths and predictions: SiT's, and REPA's `path_type`.
@@ -51,16 +51,24 @@ NETWORK_KEYS = (
 )
 
 
-def build_network(config: Mapping[str, Any], state: StateDict, extra_keys: Sequence[str] = ()) -> DiT:
-    """The transformer of DiT, SiT and REPA with imported weights, in evaluation mode.
+def build_network(
+    config: Mapping[str, Any],
+    state: StateDict,
+    extra_keys: Sequence[str] = (),
+    streams: Callable[[tuple[int, int, int]], StateShape] | None = None,
+    **options: Any,
+) -> DiT:
+    """The transformer of DiT, SiT and REPA with imported weights, in evaluation mode; ``options`` are ours.
 
-    ``learn_sigma`` is the officials' switch for a variance half in the output; REPA has none.
+    ``learn_sigma`` is the officials' switch for a variance half in the output; REPA has none. ``streams`` makes the
+    shapes of several streams from that of the network's input.
     """
     only_keys(config, (*NETWORK_KEYS, *extra_keys), "config of the network")
     size = config["input_size"]
     height, width = (size, size) if isinstance(size, int) else size
+    shape = (config["in_channels"], height, width)
     network = DiT(
-        latent_shape=(config["in_channels"], height, width),
+        latent_shape=shape if streams is None else streams(shape),
         num_classes=config["num_classes"],
         patch=config["patch_size"],
         dim=config["hidden_size"],
@@ -69,6 +77,7 @@ def build_network(config: Mapping[str, Any], state: StateDict, extra_keys: Seque
         mlp_ratio=config.get("mlp_ratio", 4.0),
         qk_norm=config.get("qk_norm", False),
         variance_head=config.get("learn_sigma", False),
+        **options,
     )
     network.load_state_dict(state)
     return network.eval()
@@ -105,7 +114,9 @@ class RecordedRandom:
         )
         return record.to(dtype)
 
-    def normal_like(self, name: str, state: Tensor) -> Tensor:
+    def normal_like(self, name: str, state: State) -> State:
+        if isinstance(state, Streams):
+            return Streams({k: self.normal(f"{name}/{k}", v.shape[1:], v.dtype) for k, v in state.items()})
         return self.normal(name, state.shape[1:], state.dtype)
 
 
@@ -125,11 +136,18 @@ def guided_field(
     channels: int | None = None,
 ) -> Field:
     """A field at labels; guided when scale > 1, the condition of all three official codes."""
+    guidance = ClassifierFreeGuidance(scale, interval, channels) if scale > 1 else NoGuidance()
+    return field_under(guidance, backbone, path, parametrization, label, null)
+
+
+def field_under(
+    guidance: Guidance, backbone: Backbone, path: Path, parametrization: Quantity, label: Tensor, null: Tensor
+) -> Field:
+    """A field at labels under a guidance."""
 
     def bind(cond: Cond) -> Field:
         return DenoisingField(backbone, path, parametrization, cond)
 
-    guidance = ClassifierFreeGuidance(scale, interval, channels) if scale > 1 else NoGuidance()
     return guidance(bind, Cond(label=label), Cond(label=null))
 
 

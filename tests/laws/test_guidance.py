@@ -66,6 +66,27 @@ def test_unguided_times_cost_half_and_both_ends_are_guided():
     torch.testing.assert_close(field(X_1, torch.tensor(0.9, dtype=torch.float64)).pred, plain)
 
 
+def test_an_open_interval_leaves_out_its_ends_however_they_were_rounded():
+    network, bind = _bind()
+    field = ClassifierFreeGuidance(2.0, interval=(0.25, 0.75), open_interval=True)(bind, COND, NULL)
+    Euler(4)(field, X_1, RANDOM)
+    assert [size for size, _ in network.calls] == [3, 3, 6, 3]
+    # 1 - 0.3 and 0.7 differ in the last digit of float64, and are one time.
+    field = ClassifierFreeGuidance(2.0, interval=(0.0, 1 - 0.3), open_interval=True)(bind, COND, NULL)
+    low, high = torch.tensor(0.7 - 1e-15, dtype=torch.float64), torch.tensor(0.699, dtype=torch.float64)
+    assert not field.guides(low) and field.guides(high)
+    assert not ClassifierFreeGuidance(2.0, open_interval=True)(bind, COND, NULL).guides(torch.tensor(1.0))
+
+
+def test_other_channels_may_have_their_own_scale():
+    _, bind = _bind()
+    cond, null = bind(COND)(X_1, T).pred, bind(NULL)(X_1, T).pred
+    field = ClassifierFreeGuidance(1.0, channels=3, other_scale=2.5)(bind, COND, NULL)
+    found = field(X_1, T).pred
+    torch.testing.assert_close(found[:, :3], cond[:, :3])
+    torch.testing.assert_close(found[:, 3:], (null + 2.5 * (cond - null))[:, 3:])
+
+
 def test_with_a_carry_both_halves_are_always_evaluated():
     network, bind = _bind(uses_carry=True)
     field = ClassifierFreeGuidance(2.0, interval=(0.0, 0.5))(bind, COND, NULL)
@@ -108,7 +129,9 @@ def test_streams_are_guided_all_together():
         guide(a, b, 2.0, channels=3)
 
 
-@pytest.mark.parametrize("options", [{"interval": (0.7, 0.2)}, {"interval": (-0.1, 1)}, {"channels": 0}])
+@pytest.mark.parametrize(
+    "options", [{"interval": (0.7, 0.2)}, {"interval": (-0.1, 1)}, {"channels": 0}, {"other_scale": 2.0}]
+)
 def test_wrong_options_are_one_line_with_the_key(options):
-    with pytest.raises(UserError, match=r"guidance\.(interval|channels)"):
+    with pytest.raises(UserError, match=r"guidance\.(interval|channels|other_scale)"):
         ClassifierFreeGuidance(2.0, **options)

@@ -12,7 +12,7 @@ from torch import nn
 from repalign.errors import UserError
 from repalign.objectives.denoising import Denoising
 from repalign.objectives.variational import VariationalDenoising, discretised_log_likelihood, gaussian_kl
-from repalign.objectives.weighting import LikelihoodWeight
+from repalign.objectives.weighting import InverseVarianceWeight, LikelihoodWeight, RatioWeight
 from repalign.paths.parametrization import Data, Noise, Score, Velocity, linear_drift
 from repalign.paths.time import Uniform, UniformSteps
 from repalign.paths.vp import DiscreteVPPath
@@ -205,3 +205,14 @@ def test_wrong_pairs_are_one_line():
     draw = objective.draw(X_0.float(), RANDOM)
     with pytest.raises(UserError, match=r"backbone\.variance_head=true"):
         objective(Linear(variance_head=False), X_0.float(), Cond(), draw)
+
+
+def test_ratio_weights_are_bounded_where_they_say():
+    t = torch.tensor([0.0, 0.05, 0.5, 1.0])
+    c = PATHS["linear"].coefficients(t)
+    assert RatioWeight()(c).tolist() == pytest.approx([float("inf"), 19, 1, 0])
+    assert RatioWeight(low=5.0)(c).tolist() == pytest.approx([float("inf"), 19, 5, 5])
+    assert RatioWeight(high=5.0)(c).tolist() == pytest.approx([5, 5, 1, 0])
+    assert InverseVarianceWeight()(c).tolist() == pytest.approx([float("inf"), 400, 4, 1])
+    with pytest.raises(UserError, match="low <= high"):
+        RatioWeight(low=5.0, high=1.0)

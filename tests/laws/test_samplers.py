@@ -18,6 +18,7 @@ from repalign.samplers.euler import Euler
 from repalign.samplers.euler_maruyama import EulerMaruyama
 from repalign.samplers.grid import time_grid
 from repalign.samplers.heun import Heun
+from repalign.samplers.multistep import LinearMultistep
 from repalign.state import Cond, Streams
 from tests.laws.exact import PATHS, QUANTITIES, Generated, exact_field
 
@@ -28,7 +29,11 @@ SAMPLERS = {
     "euler_shift": Euler(6, shift=3.0),
     "heun": Heun(4),
     "heun_repa": Heun(4, correct_last=False, dtype="float64"),
+    "heun_reuse": Heun(6, correct_last=False, reuse_slope=True, last_step_size=0.05),
+    "multistep": LinearMultistep(6, 3),
+    "multistep_log": LinearMultistep(6, 2, "log_snr", shift=2.0),
     "sde": EulerMaruyama(6),
+    "sde_mean": EulerMaruyama(6, last_step="euler", method="mean"),
     "sde_heun": EulerMaruyama(5, "decreasing", "tweedie", method="heun"),
     "sde_repa": EulerMaruyama(6, Linear(), dtype="float64"),
     "rk4": Adaptive("rk4", steps=4),

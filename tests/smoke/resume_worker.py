@@ -1,7 +1,7 @@
 """Runs a composed training in forked children, some of which kill themselves; prints what each left behind.
 
-One process imports Lightning once and forks, because the import costs more than the 60 steps.
-Usage: python -m tests.smoke.resume_worker RUNS_FOLDER WORKERS KILL_STEP [KILL_STEP ...]
+One process imports Lightning once and forks, because the import costs more than the steps.
+Usage: python -m tests.smoke.resume_worker RUNS_FOLDER STEPS KILLS [OVERRIDE ...], with KILLS like 3,17,40
 """
 
 import hashlib
@@ -19,8 +19,6 @@ from callbacks.journal import Journal
 from tasks.launch import compose
 from tasks.train import run
 
-STEPS = 60
-
 
 def kill_at_step(step: int) -> None:
     """SIGKILL to this process when that step begins: nothing can be tidied up."""
@@ -32,7 +30,7 @@ def kill_at_step(step: int) -> None:
     Journal.on_train_batch_start = hook
 
 
-def train(runs: Path, name: str, workers: int, kill_at: int | None) -> int:
+def train(runs: Path, name: str, words: list[str], kill_at: int | None) -> int:
     """One attempt in a child process; returns its exit status."""
     child = os.fork()
     if child:
@@ -40,17 +38,14 @@ def train(runs: Path, name: str, workers: int, kill_at: int | None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     overrides = [
-        "experiment=repa_sit_s",
         "debug=tiny",
-        f"steps={STEPS}",
         f"run_name={name}",
         f"paths.runs={runs}",
-        f"data.num_workers={workers}",
         "callbacks.journal.every=1",
         "callbacks.checkpoint.every=7",
-        "ema.decay=0.9",
         "~callbacks.sample_grid",
         "logger=csv",
+        *words,
     ]
     if kill_at is not None:
         kill_at_step(kill_at)
@@ -68,26 +63,30 @@ def left_behind(run_dir: Path) -> dict[str, object]:
     rows = (run_dir / "metrics.csv").read_text().splitlines()[1:]
     last = torch.load(checkpoints_in(run_dir)[-1], weights_only=True)
     digests = {}
-    for part in ("trained.", "ema."):
+    for part in sorted({key.split(".")[0] for key in last["state_dict"]}):
         digest = hashlib.sha256()
-        for key in sorted(k for k in last["state_dict"] if k.startswith(part)):
+        for key in sorted(k for k in last["state_dict"] if k.split(".")[0] == part):
             digest.update(last["state_dict"][key].contiguous().numpy().tobytes())
         digests[part] = digest.hexdigest()
-    moments = hashlib.sha256()
-    for _, state in sorted(last["optimizer_states"][0]["state"].items()):
-        moments.update(state["exp_avg"].numpy().tobytes() + state["exp_avg_sq"].numpy().tobytes())
+    adam = []
+    for optimizer in last["optimizer_states"]:
+        moments = hashlib.sha256()
+        for _, state in sorted(optimizer["state"].items()):
+            moments.update(state["exp_avg"].numpy().tobytes() + state["exp_avg_sq"].numpy().tobytes())
+        adam.append(moments.hexdigest())
     return {
         "rows": [row for row in rows if "images_per_second" not in row],
-        **digests,
-        "adam": moments.hexdigest(),
+        "weights": digests,
+        "adam": adam,
         "step": last["progress"]["step"],
     }
 
 
 def main() -> None:
-    runs, workers, kills = Path(sys.argv[1]), int(sys.argv[2]), [int(step) for step in sys.argv[3:]]
-    statuses = [train(runs, "killed", workers, step) for step in kills]
-    statuses += [train(runs, "killed", workers, None), train(runs, "whole", workers, None)]
+    runs, kills = Path(sys.argv[1]), [int(step) for step in sys.argv[3].split(",")]
+    words = [f"steps={sys.argv[2]}", *sys.argv[4:]]
+    statuses = [train(runs, "killed", words, step) for step in kills]
+    statuses += [train(runs, "killed", words, None), train(runs, "whole", words, None)]
     folders = {path.parent.name: path.parent for path in runs.rglob("run.json")}
     print(json.dumps({"statuses": statuses, **{name: left_behind(folders[name]) for name in ("killed", "whole")}}))
 

@@ -85,3 +85,15 @@ def test_resuming_with_another_architecture(tmp_path):
 
 def test_a_checkpoint_callback_that_keeps_nothing_is_refused(tmp_path):
     assert "callbacks.checkpoint.keep" in complain(tmp_path, "experiment=sit_s", "callbacks.checkpoint.keep=0")
+
+
+def test_latents_without_statistics_are_not_diffused(tmp_path):
+    line = complain(tmp_path, "experiment=sit_s", "latent_norm@autoencoder.norm=file")
+    for part in ("autoencoder.norm", "SmallKLAutoencoder", "task=precompute", "autoencoder.norm.path="):
+        assert part in line
+    line = complain(tmp_path, "experiment=sit_s", "latent_norm@autoencoder.norm=file", "autoencoder.norm.path=/no.pt")
+    assert "autoencoder.norm.path: no file '/no.pt'" in line
+
+
+def test_an_autoencoder_under_training_needs_no_statistics(tmp_path):
+    train(tmp_path, "experiment=autoencoder_openmoji", "latent_norm@autoencoder.norm=file")

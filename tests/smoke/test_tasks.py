@@ -1,44 +1,73 @@
 """Tasks after a training, and the options of a training, on tiny twins."""
 
+import json
 import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from callbacks.checkpoint import checkpoints_in
 from repalign.errors import UserError
-from tasks import convert, train
+from tasks import convert, precompute, reconstruct, train
 from tasks.build import assemble, load_weights
 from tasks.check import check_composition
 from tasks.launch import compose
+from tests.data.test_precompute import content
 from tests.smoke.test_recipes_train import column
 from tests.smoke.test_recipes_train import train as train_tiny
 
 
-def convert_file(tmp_path: Path, *words: str) -> None:
-    cfg = compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", *words])
+def convert_file(tmp_path: Path, *words: str, experiment: str = "repa_sit_s") -> None:
+    cfg = compose([f"experiment={experiment}", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", *words])
     check_composition(cfg)
     convert.run(cfg)
 
 
-def weights_of(tmp_path: Path, file: Path) -> dict[str, torch.Tensor]:
-    module = assemble(compose(["experiment=repa_sit_s", "debug=tiny", f"paths.runs={tmp_path}"])).module
+def weights_of(tmp_path: Path, file: Path, experiment: str = "repa_sit_s") -> dict[str, torch.Tensor]:
+    module = assemble(compose([f"experiment={experiment}", "debug=tiny", f"paths.runs={tmp_path}"])).module
     load_weights(module, file)
     return dict(module.ema.module.state_dict())
 
 
-def test_weights_survive_the_way_to_the_official_format_and_back(tmp_path):
-    trained = checkpoints_in(train_tiny(tmp_path, "experiment=repa_sit_s"))[-1]
+@pytest.mark.parametrize(
+    ("experiment", "family", "container", "key"),
+    [
+        ("repa_sit_s", "repa", "ema", "projectors.0.0.weight"),
+        ("ddt_b", "ddt", "state_dict", "diffusion_trainer.proj.0.0.weight"),
+    ],
+)
+def test_weights_survive_the_way_to_the_official_format_and_back(experiment, family, container, key, tmp_path):
+    trained = checkpoints_in(train_tiny(tmp_path, f"experiment={experiment}"))[-1]
     official, back = tmp_path / "official.pt", tmp_path / "back.safetensors"
-    convert_file(
-        tmp_path, "task.direction=export", "task.family=repa", f"task.input={trained}", f"task.output={official}"
-    )
-    assert "projectors.0.0.weight" in torch.load(official, weights_only=True)["ema"]
-    convert_file(tmp_path, "task.family=repa", f"task.input={official}", f"task.output={back}")
-    before, after = weights_of(tmp_path, trained), weights_of(tmp_path, back)
+    words = ["task.direction=export", f"task.family={family}", f"task.input={trained}", f"task.output={official}"]
+    convert_file(tmp_path, *words, experiment=experiment)
+    assert key in torch.load(official, weights_only=True)[container]
+    words = [f"task.family={family}", f"task.input={official}", f"task.output={back}"]
+    convert_file(tmp_path, *words, experiment=experiment)
+    before, after = (weights_of(tmp_path, file, experiment) for file in (trained, back))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_reconstruct_scores_an_autoencoder_and_draws_it(tmp_path):
+    words = ["task=reconstruct", "debug=tiny", "run_name=run", "task.num_samples=20", "task.columns=4", "task.rows=1"]
+    cfg = compose([*words, f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"])
+    check_composition(cfg)
+    reconstruct.run(cfg)
+    written = json.loads((Path(cfg.run_dir) / "reconstruction.json").read_text())
+    assert {"l1", "psnr", "ssim", "fd_lite0"} <= written["metrics"].keys() and written["num_samples"] == 20
+    with Image.open(Path(cfg.run_dir) / "reconstruction.png") as grid:
+        assert grid.size == (4 * 34 + 2, 2 * 34 + 2)
+    with pytest.raises(UserError, match="autoencoder: Pixels restores pictures as they are"):
+        reconstruct.run(compose([*words, "autoencoder=pixels", f"paths.runs={tmp_path}"]))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +160,83 @@ def test_the_first_checkpoint_is_found_again_by_name(tmp_path):
     assert train.find_checkpoint("auto", run_dir) == checkpoints_in(run_dir)[-1]
     with pytest.raises(UserError, match="resume: no checkpoint 'x.ckpt'"):
         train.find_checkpoint("x.ckpt", run_dir)
+
+
+def precompute_tiny(tmp_path: Path, *words: str) -> None:
+    cfg = compose(["experiment=repa_sit_s", "debug=tiny", "task=precompute", f"paths.cache={tmp_path}", *words])
+    check_composition(cfg)
+    precompute.run(cfg)
+
+
+def test_precompute_says_how_to_use_its_statistics(tmp_path, capsys):
+    precompute_tiny(tmp_path / "cache", "task.shard_mib=0.01", "data.latent_dtype=float16")
+    said = capsys.readouterr().out
+    assert "latents: " in said and "(64 rows)" in said and "features_main: " in said
+    (line,) = [line for line in said.splitlines() if "to normalise with them: " in line]
+    words = shlex.split(line.partition("them: ")[2])
+    norm = assemble(compose(["experiment=repa_sit_s", "debug=tiny", *words])).autoencoder.norm
+    mean = [float(x) for x in said.partition("latent mean [")[2].partition("]")[0].split(",")]
+    torch.testing.assert_close(norm.bias.flatten(), torch.tensor(mean), atol=1e-4, rtol=0)
+    train_tiny(
+        tmp_path, "experiment=repa_sit_s", f"paths.cache={tmp_path / 'cache'}", "data.latent_dtype=float16", *words
+    )
+
+
+def test_precompute_into_a_folder_of_ones_own_refuses_other_weights(tmp_path):
+    mine = f"task.output={tmp_path / 'mine'}"
+    precompute_tiny(tmp_path, mine)
+    root = f"data.root={tmp_path / 'mine'}"
+    run_dir = train_tiny(
+        tmp_path, "experiment=repa_sit_s", "data=latents", root, "data.image_size=32", "data.batch_size=4"
+    )
+    assert math.isfinite(column(run_dir, "train/loss")[-1])
+    with pytest.raises(UserError, match=r"mine/latents' holds .*fingerprint: found '\w+', expected '\w+'"):
+        precompute_tiny(tmp_path, mine, "autoencoder.width=24")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.part=2", "task.parts=2"], "task.part: found 2, valid: 0 to 1"),
+        (["task.processes=0"], "task.processes: expected 1 or more"),
+    ],
+)
+def test_precompute_says_what_is_wrong(words, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        precompute_tiny(tmp_path, *words)
+
+
+def test_parts_of_several_machines(tmp_path, capsys):
+    precompute_tiny(tmp_path / "whole", "task.shard_mib=0.01")
+    for part in range(3):
+        assert "are done" not in capsys.readouterr().out
+        precompute_tiny(tmp_path / "parts", "task.shard_mib=0.01", f"task.part={part}", "task.parts=3")
+        assert ("is done; the last part to end" in capsys.readouterr().out) == (part < 2)
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_precompute_in_two_processes_killed_and_continued(tmp_path):
+    """The starting process is killed: its children end with it, and the next run completes their work."""
+    words = ["experiment=repa_sit_s", "debug=tiny", "task=precompute", "task.shard_mib=0.004", "data.size=2048"]
+    command = [
+        sys.executable,
+        "run.py",
+        *words,
+        "task.batch_size=1",
+        f"paths.cache={tmp_path / 'two'}",
+        "task.processes=2",
+    ]
+    started = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    while not list((tmp_path / "two").rglob("shard.0002*.json")):
+        time.sleep(0.01)
+        assert started.poll() is None
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    time.sleep(1)
+    done = len(list((tmp_path / "two").rglob("shard.*.json")))
+    time.sleep(1)
+    assert len(list((tmp_path / "two").rglob("shard.*.json"))) == done > 0
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == 0
+    precompute_tiny(tmp_path / "one", *words[3:], "task.batch_size=1")
+    assert content(tmp_path / "two") == content(tmp_path / "one")

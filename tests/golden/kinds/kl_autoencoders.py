@@ -13,7 +13,7 @@ from repalign.autoencoders.kl_vae import SDAutoencoder
 from repalign.autoencoders.latent_norm import ScaleShift
 from repalign.autoencoders.posterior import from_log_variance
 from repalign.autoencoders.weights import load_exactly
-from repalign.objectives.reconstruction import kl_divergence
+from repalign.objectives.regularizers import kl_divergence
 from tests.golden.runner import Case, kind, only_keys
 
 
@@ -73,7 +73,11 @@ def ldm_kl_autoencoder(case: Case) -> Mapping[str, Tensor]:
 @kind("ldm.kl_autoencoder_diffusers")
 def diffusers_kl_autoencoder(case: Case) -> Mapping[str, Tensor]:
     config = case.config
-    only_keys(config, ["block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups"])
+    only_keys(
+        config,
+        "block_out_channels layers_per_block latent_channels norm_num_groups down_block_types use_quant_conv".split(),
+    )
+    levels = enumerate(config.get("down_block_types", ()))
     autoencoder = build(
         case,
         ScaleShift(1.0),
@@ -81,6 +85,8 @@ def diffusers_kl_autoencoder(case: Case) -> Mapping[str, Tensor]:
         widths=config["block_out_channels"],
         depth=config["layers_per_block"],
         groups=config["norm_num_groups"],
+        attention_levels=[level for level, block in levels if block == "AttnDownEncoderBlock2D"],
+        quant=config.get("use_quant_conv", True),
     )
     return forward(autoencoder, case.inputs["image"], case.inputs["noise"])
 
@@ -110,6 +116,10 @@ def sd3_vae(case: Case) -> Mapping[str, Tensor]:
 def repa_e_vae(case: Case) -> Mapping[str, Tensor]:
     only_keys(case.config, ["vae"])
     config = case.config["vae"]
-    only_keys(config, ["ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels"], "config.vae")
+    only_keys(
+        config,
+        "ch ch_mult num_res_blocks attn_resolutions resolution z_channels embed_dim norm_groups".split(),
+        "config.vae",
+    )
     found = forward(build(case, ScaleShift(1.0), **sizes_of_ldm(config)), case.inputs["x"], case.inputs["n"])
     return {**found, "z": found["sample"], "recon": found["reconstruction"], "kl": found["kl_per_sample"]}

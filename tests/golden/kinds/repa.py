@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,15 +56,22 @@ class _StoredEncoder:
         raise AssertionError("the tokens of a golden case are stored")
 
 
-class _REPA(nn.Module):
+class REPAParts(nn.Module):
     """Backbone and aligners with imported weights; aligner k answers to encoder k."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor], weight: float = 0.5) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        weight: float = 0.5,
+        extra_keys: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__()
         names = [str(k) for k in range(len(config["z_dims"]))]
         self.adapter = REPAAdapter(names, config["encoder_depth"])
         parts = self.adapter.from_official(weights)
-        self.backbone: DiT = build_network(config, parts["backbone"], PROJECTOR_KEYS)
+        self.backbone: DiT = build_network(config, parts["backbone"], (*PROJECTOR_KEYS, *extra_keys), **options)
         grid = self.backbone.io.grid
         self.encoders = {
             name: _StoredEncoder(TokenSpec(d, grid)) for name, d in zip(names, config["z_dims"], strict=True)
@@ -97,7 +104,7 @@ class _REPA(nn.Module):
 
 @kind("repa.sit_forward")
 def sit_forward(case: Case) -> dict[str, Tensor]:
-    parts, inputs = _REPA(case.config, case.weights), case.inputs
+    parts, inputs = REPAParts(case.config, case.weights), case.inputs
     tap = f"block.{case.config['encoder_depth']}"
     with torch.no_grad():
         output = parts.backbone(inputs["x"], inputs["t"], Cond(label=inputs["y"]), taps=(tap,))
@@ -109,7 +116,7 @@ def sit_forward(case: Case) -> dict[str, Tensor]:
 def loss(case: Case) -> dict[str, Tensor]:
     only_keys(case.config, ("model", "proj_coeff", "grads", "variants"))
     config, inputs, out = case.config, case.inputs, {}
-    parts = _REPA(config["model"], case.weights, config["proj_coeff"])
+    parts = REPAParts(config["model"], case.weights, config["proj_coeff"])
     batch = {"label": inputs["y"], **{f"features/{k}": inputs[f"z_{k}"] for k in parts.encoders}}
     size = len(inputs["y"])
     for variant in config["variants"]:
@@ -162,7 +169,7 @@ def _sampler(run: Mapping[str, Any]) -> Sampler:
 def samplers(case: Case) -> dict[str, Tensor]:
     only_keys(case.config, ("model", "runs"))
     config, inputs, out = case.config, case.inputs, {}
-    parts = _REPA(config["model"], case.weights)
+    parts = REPAParts(config["model"], case.weights)
     batch = len(inputs["latents"])
     null = LabelConditioner(config["model"]["num_classes"]).null(batch, inputs["y"].device).label
     for name, run in config["runs"].items():

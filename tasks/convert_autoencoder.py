@@ -1,0 +1,83 @@
+"""task=convert for autoencoders: published files in, ``autoencoder.safetensors`` out, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, open_dict
+from safetensors.torch import save_file
+
+from repalign.autoencoders.diffusers_folder import write_folder
+from repalign.autoencoders.kl_keys import to_ldm
+from repalign.autoencoders.kl_vae import SDAutoencoder
+from repalign.autoencoders.latent_norm import ScaleShift, require_norm
+from repalign.autoencoders.running_norm import RunningStatistics
+from repalign.autoencoders.weights import tensors_of
+from repalign.errors import UserError, unknown_choice
+from tasks.instantiate import build, check_targets
+
+
+def convert_autoencoder(cfg: DictConfig) -> None:
+    """Convert the weights of one KL autoencoder; the composed ``autoencoder`` gives the sizes that they must fit.
+
+    Import reads any layout, whatever the family, and writes our .safetensors; it takes the place of
+    ``autoencoder.weights``. Export reads ``task.input`` (a run's ``autoencoder.safetensors``, or null for the composed
+    autoencoder's own weights) and writes the family's layout:
+
+    - ``ldm_vae``: .safetensors or .pt with the bare tensors (REPA-E), .ckpt with them under ``state_dict`` (LDM);
+    - ``diffusers_vae``: a folder with configuration, latent norm included.
+
+    Raises:
+        UserError: unknown direction, weights that are missing or of another architecture; for a diffusers folder, a
+            target that exists, or an autoencoder without latent statistics.
+    """
+    task, source = cfg.task, cfg.task.input
+    if task.direction not in ("import", "export"):
+        raise unknown_choice("task.direction", task.direction, ("import", "export"))
+    if source is None and task.direction == "import":
+        raise UserError("task.input: not set; give the published file, or the folder of a diffusers autoencoder")
+    check_targets(cfg)
+    node = cfg.autoencoder.copy()
+    if source is not None:
+        with open_dict(node):
+            node.weights = source
+    autoencoder = build(node, "autoencoder")
+    if not isinstance(autoencoder, SDAutoencoder):
+        raise UserError(
+            f"task.family: {task.family} is for KL autoencoders of latent diffusion, found "
+            f"{type(autoencoder).__name__}; set autoencoder=sd_vae, sd3_vae, in_vae or va_vae"
+        )
+    target = Path(task.output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if task.direction == "import":
+        autoencoder.save(target, {"source": Path(str(source)).name}, torch.float32)
+    else:
+        WRITERS[task.family](autoencoder, target)
+    print(f"wrote {target}")
+
+
+def _write_ldm(autoencoder: SDAutoencoder, target: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in to_ldm(tensors_of(autoencoder)).items()}
+    write: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": lambda file: save_file(tensors, file),
+        ".pt": lambda file: torch.save(tensors, file),
+        ".ckpt": lambda file: torch.save({"state_dict": tensors}, file),
+    }
+    if target.suffix not in write:
+        raise unknown_choice("task.output", target.suffix, write, "ending")
+    partial = target.with_name(f".{target.name}.incomplete")
+    write[target.suffix](partial)
+    os.replace(partial, target)
+
+
+def _write_diffusers(autoencoder: SDAutoencoder, target: Path) -> None:
+    norm = require_norm(autoencoder)
+    assert isinstance(norm, (ScaleShift, RunningStatistics))
+    write_folder(target, autoencoder.network, norm)
+
+
+WRITERS: dict[str, Callable[[SDAutoencoder, Path], None]] = {"ldm_vae": _write_ldm, "diffusers_vae": _write_diffusers}

@@ -102,6 +102,8 @@ def make_share(data: ImageDataModule, networks: Networks, making: Making, share:
 
 def _parts(cfg: DictConfig, process: int = 0) -> tuple[ImageDataModule, Networks, Making]:
     check_targets(cfg)
+    # As for training: networks with random weights are then the same ones, in every process.
+    torch.manual_seed(cfg.seed)
     data = build(cfg.data, "data")
     device = "cpu"
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":

@@ -196,7 +196,7 @@ def test_parts_of_several_machines(tmp_path, capsys):
 @pytest.mark.slow
 def test_precompute_in_two_processes_killed_and_continued(tmp_path):
     """The starting process is killed: its children end with it, and the next run completes their work."""
-    words = ["experiment=repa_sit_s", "debug=tiny", "task=precompute", "task.shard_mib=0.004", "data.size=2048"]
+    words = ["experiment=repa_sit_s", "debug=tiny", "task=precompute", "task.shard_mib=0.004", "data.size=256"]
     command = [
         sys.executable,
         "run.py",
@@ -206,7 +206,7 @@ def test_precompute_in_two_processes_killed_and_continued(tmp_path):
         "task.processes=2",
     ]
     started = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    while not list((tmp_path / "two").rglob("shard.0002*.json")):
+    while not list((tmp_path / "two").rglob("shard.0000*.json")):
         time.sleep(0.01)
         assert started.poll() is None
     os.kill(started.pid, signal.SIGKILL)

@@ -23,10 +23,13 @@ def sums_of(moments: np.ndarray) -> dict[str, Any]:
     Args:
         moments: as stored, [B, 1, C, ...] (mu) or [B, 2, C, ...] (mu and standard deviation s).
     """
+    size = int(np.prod(moments.shape[3:]))
     total = squares = np.zeros(moments.shape[2])
     for first in range(0, len(moments), _CHUNK):
         # PyTorch converts half precision many times faster; NumPy adds up in one thread, so in one order.
-        values = torch.from_numpy(moments[first : first + _CHUNK]).double().flatten(3).numpy()
+        values = (
+            torch.from_numpy(moments[first : first + _CHUNK]).double().numpy().reshape(-1, *moments.shape[1:3], size)
+        )
         total = total + values[:, 0].sum((0, 2))
         squares = squares + np.einsum("nkcx,nkcx->c", values, values)
     return {"count": moments[:, 0, 0].size, "mean": total.tolist(), "square": squares.tolist()}

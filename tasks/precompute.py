@@ -55,6 +55,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"task.part: found {task.part}, valid: 0 to {task.parts - 1} (task.parts={task.parts})")
     if task.processes < 1:
         raise UserError(f"task.processes: expected 1 or more, found {task.processes}")
+    if task.repa_latents is not None and task.output is not None:
+        raise UserError("task.output: taken-over latents (task.repa_latents) go into the cache; leave one of them out")
     data, networks, making = _parts(cfg)
     if not data.computes and task.processes * task.parts > 1:
         raise UserError("task.processes, task.parts: these data bring their latents along; expected 1 of each")

@@ -164,12 +164,10 @@ def test_precompute_into_a_folder_of_ones_own_refuses_other_weights(tmp_path):
     mine = f"task.output={tmp_path / 'mine'}"
     precompute_tiny(tmp_path, mine)
     root = f"data.root={tmp_path / 'mine'}"
-    run_dir = train_tiny(
-        tmp_path, "experiment=repa_sit_s", "data=latents", root, "data.image_size=32", "data.batch_size=4"
-    )
+    run_dir = train_tiny(tmp_path, "experiment=repa_sit_s", "data=latents", root, "~data.size")
     assert math.isfinite(column(run_dir, "train/loss")[-1])
     with pytest.raises(UserError, match=r"mine/latents' holds .*fingerprint: found '\w+', expected '\w+'"):
-        precompute_tiny(tmp_path, mine, "autoencoder.width=24")
+        precompute_tiny(tmp_path, mine, "autoencoder.width=32")
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,8 @@ class ForeignLatentDataModule(ImageDataModule):
             return
         rows = [files.moments(row)["moments_mean"] for row in range(min(LOOKED_AT, len(files)))]
         told = "the first picture's latent is this one's" if known else "nothing in it says which autoencoder made it"
-        beside = f"; statistics lie beside it: {files.statistics}" if files.statistics else ""
+        norm = f"latent_norm@autoencoder.norm=file autoencoder.norm.path={files.statistics}"
+        beside = f"; their statistics lie beside: {norm}" if files.statistics else ""
         print(
             f"data.root: '{self.root}': {told}; {len(files)} latents {_times(files.shape)}, raw mean "
             f"{np.mean(rows):.3f} and deviation {np.std(rows):.3f} over the first {len(rows)}{beside}",

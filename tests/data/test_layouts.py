@@ -234,7 +234,7 @@ def test_mistakes_in_repa_es_file(only: Path, capsys: pytest.CaptureFixture[str]
     data = foreign("repa_e", only)
     data.attach_cache(TinyAutoencoder())
     data.files._close()  # HDF5 refuses to change a file that is open
-    assert f"statistics lie beside it: {statistics}" in capsys.readouterr().out
+    assert f"autoencoder.norm.path={statistics}" in capsys.readouterr().out
     with pytest.raises(UserError, match="it holds repae-invae-400k.h5"):
         foreign("repa_e", only.parent).setup()
     with h5py.File(only, "a") as file:

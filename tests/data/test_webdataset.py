@@ -107,6 +107,14 @@ def test_batches_with_workers_and_resume(captioned: Path, tmp_path: Path) -> Non
     assert [b["index"].tolist() for b in batches(later, 3)] == [b["index"].tolist() for b in alone[3:]]
 
 
+def test_stores_keep_captions_and_sizes(captioned: Path, tmp_path: Path) -> None:
+    data = WebDatasetDataModule(root=captioned, image_size=32, batch_size=4, cache_root=tmp_path / "cache")
+    data.attach_cache(TinyAutoencoder())
+    store = data.stores["latents"]
+    assert store.gather("caption", [3, 10]).tolist() == ["picture 3", "picture 10"]
+    assert store.gather("original_size", [3, 10]).tolist() == [[32, 40]] * 2
+
+
 def test_torn_pictures(captioned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shard = captioned / "cc12m-train-0001.tar"
     write_tar(shard, [(f"{i:09d}", {**members(i), "png": encoded(i)[: 80 if i == 5 else None]}) for i in range(4, 8)])

@@ -11,14 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.own_store import MOMENTS
-from datamodules.sampler import Key
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
 
 
 class SerialDataset(Dataset[dict[str, Any]]):
-    """Gathers whole batches for keys (serial number, index).
+    """Gathers whole batches for keys [B, 2]: (serial number, index).
 
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
     what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
@@ -57,12 +56,12 @@ class SerialDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        return self.__getitems__([key])
+    def __getitem__(self, key: np.ndarray) -> dict[str, Any]:
+        return self.__getitems__(key[None])
 
-    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def __getitems__(self, keys: np.ndarray) -> dict[str, Any]:
         """A whole batch: one gather per array instead of one read per sample."""
-        serial, index = (np.array(column, dtype=np.int64) for column in zip(*keys, strict=True))
+        serial, index = np.ascontiguousarray(keys.T)
         if self.redirect is not None:
             index = self.redirect[index]
         flip = self._flip(serial)
@@ -113,8 +112,11 @@ class SerialLoader(DataLoader[dict[str, Any]]):
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        for batch in super().__iter__():
-            yield {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+        return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+
+
+def _as_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 
 
 def split_moments(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,16 +163,18 @@ class ArrayStore:
     def gather(self, name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Copies of the rows [B, *row shape], in the order asked; of texts, an array of str."""
         spec, wanted = self.manifest.arrays[name], np.asarray(rows, dtype=np.int64)
-        shards, inside = (part.tolist() for part in np.divmod(wanted, self.manifest.shard_rows))
-        opened = {shard: self._open(name, shard) for shard in set(shards)}
-        places = zip(shards, inside, strict=True)
+        shards, inside = np.divmod(wanted, self.manifest.shard_rows)
+        numbers = shards.tolist()
+        opened = {shard: self._open(name, shard) for shard in set(numbers)}
         if spec.dtype == TEXT:
+            places = zip(numbers, inside.tolist(), strict=True)
             texts = [unpack(np.asarray(opened[s]), len(self.manifest.rows_of(s)), row) for s, row in places]
             return np.array(texts, dtype=object)
         # Slices of bytes, joined: a batch of a shuffled stream has about one row per shard, and to index an array per
         # shard, or to assign row by row, costs more than the copy.
         size = spec.bytes_per_row
-        joined = bytearray().join([opened[shard][row * size : (row + 1) * size] for shard, row in places])
+        begins = (inside * size).tolist()
+        joined = bytearray().join([opened[s][at : at + size] for s, at in zip(numbers, begins, strict=True)])
         return np.ndarray((len(wanted), *spec.shape), spec.dtype, joined)
 
     def whole(self, name: str) -> np.ndarray:

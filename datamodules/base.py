@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.cache import AS_USUAL, STALLED_AFTER, CachedOutputs, Making, as_float, whole_batch
-from datamodules.dataset import SerialDataset
+from datamodules.dataset import SerialDataset, SerialLoader, split_moments
 from datamodules.outputs import Outputs, outputs_of, placed
 from datamodules.sampler import SerialBatchSampler
 from datamodules.source import PictureSource
@@ -164,7 +164,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         )
         # Lightning advises workers; for memory-mapped stores they cost more than they bring.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(
+        return SerialLoader(
             self.dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
@@ -178,7 +178,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Serial numbers stay on the host: reading them back would stall the device at every step."""
         rest = {name: value for name, value in batch.items() if name != "serial"}
-        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "serial": batch["serial"]}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {**split_moments(moved), "serial": batch["serial"]}
 
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures by index, never mirrored."""

@@ -59,7 +59,7 @@ class CachedOutputs:
     Args:
         source: the pictures.
         outputs: of the network.
-        root: the cache; the store is ``root/<source.fingerprint>/<name>-<short fingerprint>``.
+        root: the cache; the store is ``root/<source.fingerprint>/<name>-<short fingerprint>-<dtype>``.
         views: 2 for the mirrored pictures too.
         making: batch, readers, size of shards, another folder.
         verify: 'hash' or 'size'.
@@ -85,7 +85,7 @@ class CachedOutputs:
         self.making = making
         self.verify: Verify = verify
         if making.folder is None:
-            self.folder = store_folder(root, source, outputs.name, outputs.fingerprint, self.views)
+            self.folder = store_folder(root, source, outputs.name, outputs.fingerprint, self.views, outputs.dtype)
         else:
             self.folder = making.folder / outputs.name
         self.header = header_of(source, outputs.name, outputs.fingerprint, self.views, outputs.dtype)
@@ -186,9 +186,9 @@ def bookkeeping(source: PictureSource, index: np.ndarray, details: bool) -> dict
     return found
 
 
-def store_folder(root: Path, source: PictureSource, name: str, fingerprint: str, views: int = 1) -> Path:
-    """Where the outputs of a network for these pictures lie."""
-    return root / source.fingerprint / f"{name}-{short(fingerprint)}{'-views' if views == 2 else ''}"
+def store_folder(root: Path, source: PictureSource, name: str, fingerprint: str, views: int, dtype: str) -> Path:
+    """Where the outputs of a network for these pictures lie in the cache."""
+    return root / source.fingerprint / f"{name}-{short(fingerprint)}-{dtype}{'-views' if views == 2 else ''}"
 
 
 def header_of(source: PictureSource, name: str, fingerprint: str, views: int, dtype: str) -> dict[str, Any]:

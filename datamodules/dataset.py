@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.own_store import MOMENTS
-from datamodules.sampler import Key
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
 
 
 class SerialDataset(Dataset[dict[str, Any]]):
-    """Gathers whole batches for keys (serial number, index).
+    """Gathers whole batches for keys [B, 2]: (serial number, index).
 
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
-    what the stores hold, in the type it is stored in: ``moments_mean`` and ``moments_std`` [B, C, h, w],
-    ``features/<name>``, ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts,
-    when the pictures have them. Floats in half precision are for the device to convert: half the bytes to move.
+    what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
+    ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any.
+    The device takes moments apart and converts half precision: one piece and half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
 
@@ -57,12 +56,12 @@ class SerialDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        return self.__getitems__([key])
+    def __getitem__(self, key: np.ndarray) -> dict[str, Any]:
+        return self.__getitems__(key[None])
 
-    def __getitems__(self, keys: Sequence[Key]) -> dict[str, Any]:
+    def __getitems__(self, keys: np.ndarray) -> dict[str, Any]:
         """A whole batch: one gather per array instead of one read per sample."""
-        serial, index = (np.array(column, dtype=np.int64) for column in zip(*keys, strict=True))
+        serial, index = np.ascontiguousarray(keys.T)
         if self.redirect is not None:
             index = self.redirect[index]
         flip = self._flip(serial)
@@ -71,16 +70,16 @@ class SerialDataset(Dataset[dict[str, Any]]):
         for store in self.stores:
             rows = row + flip * len(self.source)
             batch |= _rows(store, rows)
+            if "caption" in store.arrays:
+                batch["caption"] = store.gather("caption", rows).tolist()
             index = self._pictures_of(store)[rows]
         if self.with_images:
             images, index = self.source.load(index.tolist())
             batch["image"] = torch.from_numpy(mirror(images, flip))
         for store in self.text_stores:
             batch |= _rows(store, index)
-        batch["label"] = torch.from_numpy(self.source.labels[index])
-        batch["serial"] = torch.from_numpy(serial)
-        batch["index"] = torch.from_numpy(index)
-        if self.source.captions is not None:
+        batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
+        if self.source.captions is not None and "caption" not in batch:
             batch["caption"] = [self.source.captions[i] for i in index]
         return batch
 
@@ -101,9 +100,28 @@ class SerialDataset(Dataset[dict[str, Any]]):
 
 
 def _rows(store: ArrayStore, rows: np.ndarray) -> dict[str, torch.Tensor]:
-    """The arrays of a store for these rows; a record of moments is taken apart without a copy."""
-    batch = {name: torch.from_numpy(store.gather(name, rows)) for name in store.arrays if name not in BOOKKEEPING}
-    if MOMENTS in batch:
-        parts = batch.pop(MOMENTS).unbind(1)
-        batch |= dict(zip(("moments_mean", "moments_std"), parts, strict=False))
-    return batch
+    """The arrays of a store for these rows."""
+    return {name: torch.from_numpy(store.gather(name, rows)) for name in store.arrays if name not in BOOKKEEPING}
+
+
+class SerialLoader(DataLoader[dict[str, Any]]):
+    """Batches of a :class:`SerialDataset` with all arrays as tensors.
+
+    A tensor from a worker process needs a file descriptor of its own, which takes longer than sending a small array: so
+    labels and numbers come as arrays and become tensors here.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+
+
+def _as_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+
+
+def split_moments(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """``moments`` [B, 1 or 2, C, h, w] becomes ``moments_mean`` and, if stored, ``moments_std``; nothing is copied."""
+    rest = {name: value for name, value in batch.items() if name != MOMENTS}
+    if MOMENTS not in batch:
+        return rest
+    return {**rest, **dict(zip(("moments_mean", "moments_std"), batch[MOMENTS].unbind(1), strict=False))}

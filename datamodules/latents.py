@@ -108,7 +108,7 @@ class LatentFolder:
         return np.where(self._lost, intact[draws], np.arange(len(self)))
 
     def find(self, name: str, fingerprint: str, views: int) -> ArrayStore | RemoteStore:
-        """The store of a network's outputs.
+        """The store of a network's outputs, in float32 where both types are there.
 
         Args:
             name: 'latents' or 'features_<encoder>'.
@@ -137,7 +137,7 @@ class LatentFolder:
                 f"data.horizontal_flip: '{self.root / next(iter(made))}' has no mirrored pictures; set "
                 "data.horizontal_flip=false, or run task=precompute with data.horizontal_flip=true"
             )
-        return self.open(enough[0])
+        return self.open(max(enough, key=lambda folder: self.manifests[folder].info["dtype"] == "float32"))
 
     def open(self, folder: str) -> ArrayStore | RemoteStore:
         """A store, checked; damaged rows are noted when they are to be skipped."""

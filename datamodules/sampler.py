@@ -10,8 +10,6 @@ from torch.utils.data import Sampler
 
 from repalign.errors import UserError
 
-Key = tuple[int, int]  # (serial number, index of the picture)
-
 _ORDER = 0x6F72646572  # second Philox key word: keeps the order apart from every other use of the seed
 
 
@@ -22,8 +20,8 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(size)
 
 
-class SerialBatchSampler(Sampler[list[Key]]):
-    """Micro-batches of (serial number, index) for one rank, without end.
+class SerialBatchSampler(Sampler[np.ndarray]):
+    """Micro-batches of (serial number, index), int64 [B, 2], for one rank, without end.
 
     serial = step * global_batch + position in the global batch. Sample ``serial`` is place serial mod N of the
     permutation of epoch serial // N, N = ``size``: the permutations follow each other without a gap, so every picture
@@ -72,18 +70,17 @@ class SerialBatchSampler(Sampler[list[Key]]):
         self.start = start
         self._epoch: tuple[int, np.ndarray] | None = None
 
-    def keys_of_step(self, step: int) -> list[Key]:
-        """The whole global batch of an optimizer step."""
+    def keys_of_step(self, step: int) -> np.ndarray:
+        """The whole global batch of an optimizer step, int64 [global batch, 2]."""
         serial, end = step * self.global_batch, (step + 1) * self.global_batch
-        keys: list[Key] = []
+        indices = []
         while serial < end:
             epoch, place = divmod(serial, self.size)
-            indices = self._order(epoch)[place : place + end - serial].tolist()
-            keys += zip(range(serial, serial + len(indices)), indices, strict=True)
-            serial += len(indices)
-        return keys
+            indices.append(self._order(epoch)[place : place + end - serial])
+            serial += len(indices[-1])
+        return np.stack([np.arange(step * self.global_batch, end), np.concatenate(indices)], axis=1)
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         local = self.global_batch // (self.world * self.accumulate)
         for step in count(self.start):
             keys = self.keys_of_step(step)

@@ -145,7 +145,7 @@ class ArrayStore:
                 f"'{folder}': {len(missing)} of {self.manifest.shards} shards were never written; the run that made "
                 "it was stopped: run it again"
             )
-        self._maps: dict[str, np.ndarray] = {}
+        self._opened: dict[tuple[str, int], memoryview] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -163,37 +163,42 @@ class ArrayStore:
     def gather(self, name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Copies of the rows [B, *row shape], in the order asked; of texts, an array of str."""
         spec, wanted = self.manifest.arrays[name], np.asarray(rows, dtype=np.int64)
-        shards, inside = (part.tolist() for part in np.divmod(wanted, self.manifest.shard_rows))
-        places = zip(shards, inside, strict=True)
+        shards, inside = np.divmod(wanted, self.manifest.shard_rows)
+        numbers = shards.tolist()
+        opened = {shard: self._open(name, shard) for shard in set(numbers)}
         if spec.dtype == TEXT:
-            texts = [unpack(self._map(name, s), len(self.manifest.rows_of(s)), row) for s, row in places]
+            places = zip(numbers, inside.tolist(), strict=True)
+            texts = [unpack(np.asarray(opened[s]), len(self.manifest.rows_of(s)), row) for s, row in places]
             return np.array(texts, dtype=object)
-        # Row by row: a batch of a shuffled stream has about one row per shard, and a call per shard costs more.
-        found = np.empty((len(wanted), *spec.shape), dtype=spec.dtype)
-        for position, (shard, row) in enumerate(places):
-            found[position] = self._map(name, shard)[row]
-        return found
+        # Slices of bytes, joined: a batch of a shuffled stream has about one row per shard, and to index an array per
+        # shard, or to assign row by row, costs more than the copy.
+        size = spec.bytes_per_row
+        begins = (inside * size).tolist()
+        joined = bytearray().join([opened[s][at : at + size] for s, at in zip(numbers, begins, strict=True)])
+        return np.ndarray((len(wanted), *spec.shape), spec.dtype, joined)
 
     def whole(self, name: str) -> np.ndarray:
         """The whole of a small array (labels, indices)."""
-        return np.concatenate([self._map(name, shard) for shard in range(self.manifest.shards)])
+        spec = self.manifest.arrays[name]
+        joined = bytearray().join([self._open(name, shard) for shard in range(self.manifest.shards)])
+        return np.ndarray((len(self), *spec.shape), spec.dtype, joined)
 
-    def _map(self, name: str, shard: int) -> np.ndarray:
-        key = (name, shard)
-        if key not in self._maps:
+    def _open(self, name: str, shard: int) -> memoryview:
+        """The content of a shard, memory-mapped, as bytes."""
+        if (name, shard) not in self._opened:
             path = self.folder / self.manifest.files_of(shard)[name]
             try:
-                opened = np.load(path, mmap_mode="r", allow_pickle=False)
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
                 raise DamagedStore(
                     f"'{path}' cannot be read ({error}); copy it again, or make the store again"
                 ) from error
-            self._maps[key] = np.asarray(opened)  # plain arrays index faster than numpy's memmap
-        return self._maps[key]
+            self._opened[name, shard] = memoryview(np.asarray(mapped).reshape(-1).view(np.uint8))
+        return self._opened[name, shard]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the files anew: a pickled memory map would carry its whole content.
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_opened": {}}
 
 
 def damages(folder: Path, manifest: Manifest, verify: Verify) -> dict[str, str]:

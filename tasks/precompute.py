@@ -55,7 +55,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"task.part: found {task.part}, valid: 0 to {task.parts - 1} (task.parts={task.parts})")
     if task.processes < 1:
         raise UserError(f"task.processes: expected 1 or more, found {task.processes}")
-    torch.manual_seed(cfg.seed)  # parts of several machines make the same random weights (debug=tiny)
+    if task.repa_latents is not None and task.output is not None:
+        raise UserError("task.output: taken-over latents (task.repa_latents) go into the cache; leave one of them out")
     data, networks, making = _parts(cfg)
     if not data.computes and task.processes * task.parts > 1:
         raise UserError("task.processes, task.parts: these data bring their latents along; expected 1 of each")
@@ -103,6 +104,8 @@ def make_share(data: ImageDataModule, networks: Networks, making: Making, share:
 
 def _parts(cfg: DictConfig, process: int = 0) -> tuple[ImageDataModule, Networks, Making]:
     check_targets(cfg)
+    # As for training: networks with random weights are then the same ones, in every process.
+    torch.manual_seed(cfg.seed)
     data = build(cfg.data, "data")
     device = "cpu"
     if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu":

@@ -95,7 +95,7 @@ def converted(
             advance(len(chunk))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    folder = store_folder(root, source, "latents", fingerprint, views)
+    folder = store_folder(root, source, "latents", fingerprint, views, "float32")
     return ensure_store(folder, "importing latents", plan, make, verify, header)
 
 

@@ -119,6 +119,14 @@ class Plain(Dataset[Any]):
         return torch.from_numpy(self.array[rows])
 
 
+class Labelled(Plain):
+    """The same with the two numbers per sample that training needs beside a latent."""
+
+    def __getitems__(self, rows: list[int]) -> Any:
+        index = np.array(rows)
+        return torch.from_numpy(self.array[index]), torch.from_numpy(Labels.labels[index]), torch.from_numpy(index)
+
+
 class Files(Dataset[Any]):
     """One file per sample."""
 
@@ -137,11 +145,16 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def ours(root: Path, workers: int) -> Iterable[Any]:
-    """The stream of training: latents, labels, serial numbers, in the order of the sampler."""
-    data = LatentDataModule(root=root, image_size=256, batch_size=BATCH, num_workers=workers, verify="size")
+def ours(root: Path) -> Callable[[int], Iterable[Any]]:
+    """The stream of training: latents, labels, numbers, in the order of the sampler. Opened once, like the others."""
+    data = LatentDataModule(root=root, image_size=256, batch_size=BATCH, verify="size")
     data.attach_cache(AUTOENCODER)  # type: ignore[arg-type]
-    return data.train_dataloader()
+
+    def loader(workers: int) -> Iterable[Any]:
+        data.num_workers = workers
+        return data.train_dataloader()
+
+    return loader
 
 
 def shuffled(dataset: Dataset[Any], workers: int, whole: bool) -> Iterable[Any]:
@@ -191,11 +204,12 @@ def speed(folder: Path) -> None:
         say(f"| {name} | {statistics.median(rates[name]):,.0f} | {size_of(path) / ROWS:,.1f} |")
     say()
     say("| read from, samples/s | 0 workers | 1 | 2 |\n|---|---|---|---|")
-    plain, files = Plain(folder / "plain.npy"), Files(folder / "files")
+    plain, labelled, files = Plain(folder / "plain.npy"), Labelled(folder / "plain.npy"), Files(folder / "files")
     readers: dict[str, Callable[[int], Iterable[Any]]] = {
-        "one memory-mapped .npy": lambda workers: shuffled(plain, workers, True),
-        f"store, {SHARDS} shards": lambda workers: ours(folder / "many", workers),
-        "store, shards of 256 MiB": lambda workers: ours(folder / "few", workers),
+        "one memory-mapped .npy, latents alone": lambda workers: shuffled(plain, workers, True),
+        "one memory-mapped .npy, with labels": lambda workers: shuffled(labelled, workers, True),
+        f"store, {SHARDS} shards": ours(folder / "many"),
+        "store, shards of 256 MiB": ours(folder / "few"),
         "one file per sample": lambda workers: shuffled(files, workers, False),
     }
     for read in readers.values():
@@ -208,9 +222,8 @@ def speed(folder: Path) -> None:
     median = {key: statistics.median(values) for key, values in found.items()}
     for name in readers:
         say(f"| {name} | " + " | ".join(f"{median[name, w]:,.0f}" for w in (0, 1, 2)) + " |")
-    base, single = "one memory-mapped .npy", "one file per sample"
-    for name in list(readers)[1:3]:
-        for other in (base, single):
+    for name in list(readers)[2:4]:
+        for other in (name for name in readers if not name.startswith("store")):
             shares = [f"{median[name, w] / median[other, w]:.2f}" for w in (0, 1, 2)]
             say(f"| {name} / {other} | " + " | ".join(shares) + " |")
     say()
@@ -250,7 +263,7 @@ def killed(folder: Path) -> None:
 
     def data(name: str) -> SyntheticDataModule:
         return SyntheticDataModule(
-            batch_size=8, image_size=64, size=2048, cache_root=folder / name, horizontal_flip=True
+            batch_size=8, image_size=64, size=4096, cache_root=folder / name, horizontal_flip=True
         )
 
     began = time.perf_counter()
@@ -268,7 +281,7 @@ def killed(folder: Path) -> None:
             )
             for part in range(processes)
         ]
-        moments = [draw.uniform(0.05, 0.3) * took for _ in range(5)]
+        moments = [draw.uniform(0.05, 0.25) * took / processes for _ in range(5)]
         hit = 0
         for moment in moments:
             children = [forked(work) for work in works]

@@ -27,8 +27,9 @@ def latents(tmp_path: Path, **options: object) -> LatentDataModule:
 
 
 def batches(data: ImageDataModule, number: int = 12) -> list[dict[str, torch.Tensor]]:
+    """What the device gets."""
     loader = iter(data.train_dataloader())
-    return [next(loader) for _ in range(number)]
+    return [data.transfer_batch_to_device(next(loader), torch.device("cpu"), 0) for _ in range(number)]
 
 
 def same(one: dict[str, object], two: dict[str, object]) -> bool:

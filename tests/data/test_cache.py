@@ -167,7 +167,7 @@ def test_a_skipped_file_brings_its_replacements_latent_and_label(folder: Path, t
         root=folder, image_size=32, batch_size=12, on_corrupt="skip", cache_root=tmp_path, num_classes=3
     )
     data.attach_cache(TinyAutoencoder(), making=SMALL)
-    batch = next(iter(data.train_dataloader()))
+    batch = batches(data, 1)[0]
     assert 3 not in batch["index"] and (batch["index"] == 4).sum() == 2
     assert torch.equal(batch["label"], torch.from_numpy(data.source.labels)[batch["index"]])
     live = TinyAutoencoder().encode(data.images(batch["index"].tolist()).float() / 255)

@@ -112,7 +112,7 @@ def test_nothing_is_encoded_again(official: Path, folder: Path, tmp_path: Path) 
     import_repa_latents(data.source, autoencoder, autoencoder.fingerprint, official, data.cache_root)
     precompute(data, Networks(autoencoder))
     assert autoencoder.calls == 1  # the first picture, as a check
-    batch = next(iter(data.train_dataloader()))
+    batch = batches(data, 1)[0]
     live = TinyAutoencoder().encode(data.images(batch["index"].tolist()).float() / 255)
     torch.testing.assert_close(batch["moments_mean"], live.mean)
     torch.testing.assert_close(batch["moments_std"], live.std)

@@ -121,8 +121,20 @@ def test_stores_are_not_mixed(tmp_path: Path, options: dict[str, Any], field: st
     assert field in str(error.value) and str(tmp_path / "mine" / "latents") in str(error.value)
 
 
-def test_another_type_in_the_cache_is_refused_too(tmp_path: Path) -> None:
-    precompute(shapes(tmp_path), Networks(TinyAutoencoder()))
+def test_in_the_cache_types_lie_side_by_side(tmp_path: Path) -> None:
+    stores = [
+        precompute(shapes(tmp_path, latent_dtype=dtype), Networks(TinyAutoencoder()))["latents"]
+        for dtype in ("float16", "float32")
+    ]
+    assert stores[0].folder != stores[1].folder
+    alone = latents(tmp_path)
+    alone.attach_cache(TinyAutoencoder())
+    assert alone.stores["latents"].info["dtype"] == "float32"  # the finer one
+
+
+def test_a_store_under_another_name_is_refused(tmp_path: Path) -> None:
+    store = precompute(shapes(tmp_path), Networks(TinyAutoencoder()))["latents"]
+    store.folder.rename(store.folder.with_name(store.folder.name.replace("float32", "float16")))
     with pytest.raises(UserError, match="dtype: found 'float32', expected 'float16'"):
         shapes(tmp_path, latent_dtype="float16").attach_cache(TinyAutoencoder())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,22 +9,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from datamodules.base import ImageDataModule
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.synthetic import SHAPES, Shapes, SyntheticDataModule
 from repalign.errors import UserError
 from repalign.random import SampleRandom
 from tests.data.conftest import TinyAutoencoder
-from tests.data.stores import same
+from tests.data.stores import batches, same
 
 
 def shapes(**options: object) -> SyntheticDataModule:
     return SyntheticDataModule(**{"batch_size": 12, "image_size": 16, "size": 50, **options})
-
-
-def first(data: ImageDataModule, number: int) -> list[dict[str, torch.Tensor]]:
-    loader = iter(data.train_dataloader())
-    return list(islice(loader, number))
 
 
 def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
@@ -41,18 +34,18 @@ def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
             cache_root=tmp_path,
         )
         data.attach_cache(TinyAutoencoder())
-        streams.append(first(data, 7))
+        streams.append(batches(data, 7))
     assert all(same(one, two) for one, two in zip(*streams, strict=True))
     assert {"image", "moments_mean", "moments_std", "label", "serial", "index"} == streams[0][0].keys()
 
 
 def test_ranks_share_the_step() -> None:
-    alone = first(shapes(horizontal_flip=True), 3)
+    alone = batches(shapes(horizontal_flip=True), 3)
     shares = []
     for rank in range(3):
         data = shapes(horizontal_flip=True, accumulate=2)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=3)
-        shares.append(first(data, 6))
+        shares.append(batches(data, 6))
     for step in range(3):
         parts = [share[2 * step + micro] for micro in range(2) for share in shares]
         joined = {k: torch.cat([p[k] for p in parts]) for k in ("image", "label", "serial", "index")}
@@ -61,7 +54,7 @@ def test_ranks_share_the_step() -> None:
 
 def test_flip_is_a_function_of_the_serial_number() -> None:
     flipped = []
-    for batch in first(shapes(horizontal_flip=True, seed=5), 8):
+    for batch in batches(shapes(horizontal_flip=True, seed=5), 8):
         mirror = SampleRandom(5, batch["serial"].tolist()).uniform("flip") < 0.5
         plain = Shapes(50, 16).load(batch["index"].tolist())[0]
         for pixels, original, flip in zip(batch["image"], torch.from_numpy(plain), mirror, strict=True):
@@ -71,11 +64,11 @@ def test_flip_is_a_function_of_the_serial_number() -> None:
 
 
 def test_resumed_stream_and_untouched_global_generator() -> None:
-    whole = first(shapes(horizontal_flip=True), 9)
+    whole = batches(shapes(horizontal_flip=True), 9)
     data = shapes(horizontal_flip=True)
     data.set_start(5)
     state = torch.get_rng_state()
-    assert all(same(one, two) for one, two in zip(first(data, 4), whole[5:], strict=True))
+    assert all(same(one, two) for one, two in zip(batches(data, 4), whole[5:], strict=True))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -103,7 +96,7 @@ def test_lightning_sees_no_epochs(tmp_path: Path) -> None:
     trainer = pl.Trainer(max_steps=13, max_epochs=-1, default_root_dir=tmp_path, enable_model_summary=False, **options)
     trainer.fit(module, datamodule=shapes())
     assert trainer.global_step == 13 and trainer.current_epoch <= 1
-    assert module.seen == [batch["index"].tolist() for batch in first(shapes(), 13)]
+    assert module.seen == [batch["index"].tolist() for batch in batches(shapes(), 13)]
 
 
 def test_all_pictures_for_metrics() -> None:

@@ -186,12 +186,10 @@ def test_precompute_into_a_folder_of_ones_own_refuses_other_weights(tmp_path):
     mine = f"task.output={tmp_path / 'mine'}"
     precompute_tiny(tmp_path, mine)
     root = f"data.root={tmp_path / 'mine'}"
-    run_dir = train_tiny(
-        tmp_path, "experiment=repa_sit_s", "data=latents", root, "data.image_size=32", "data.batch_size=4"
-    )
+    run_dir = train_tiny(tmp_path, "experiment=repa_sit_s", "data=latents", root, "~data.size")
     assert math.isfinite(column(run_dir, "train/loss")[-1])
     with pytest.raises(UserError, match=r"mine/latents' holds .*fingerprint: found '\w+', expected '\w+'"):
-        precompute_tiny(tmp_path, mine, "autoencoder.width=24")
+        precompute_tiny(tmp_path, mine, "autoencoder.width=32")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ def test_parts_of_several_machines(tmp_path, capsys):
 @pytest.mark.slow
 def test_precompute_in_two_processes_killed_and_continued(tmp_path):
     """The starting process is killed: its children end with it, and the next run completes their work."""
-    words = ["experiment=repa_sit_s", "debug=tiny", "task=precompute", "task.shard_mib=0.004", "data.size=2048"]
+    words = ["experiment=repa_sit_s", "debug=tiny", "task=precompute", "task.shard_mib=0.004", "data.size=256"]
     command = [
         sys.executable,
         "run.py",
@@ -228,7 +226,7 @@ def test_precompute_in_two_processes_killed_and_continued(tmp_path):
         "task.processes=2",
     ]
     started = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    while not list((tmp_path / "two").rglob("shard.0002*.json")):
+    while not list((tmp_path / "two").rglob("shard.0000*.json")):
         time.sleep(0.01)
         assert started.poll() is None
     os.kill(started.pid, signal.SIGKILL)

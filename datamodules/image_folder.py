@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
 from datamodules.encoded import EncodedPictures, check_classes, existing_root
-from datamodules.store import Verify
 from repalign.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
@@ -122,47 +122,21 @@ class ImageFolderDataModule(ImageDataModule):
 
     Args:
         root, on_corrupt, upscale, num_classes: see :class:`ImageFolder`.
-        image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
-            :class:`datamodules.base.ImageDataModule`.
+        cache_features: as in the base, but off unless asked for: features of a large set fill a disk.
+        stream: see :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
         self,
         *,
         root: str | Path | None,
-        image_size: int,
-        batch_size: int,
         on_corrupt: str = "stop",
         upscale: bool = False,
         num_classes: int | None = None,
-        accumulate: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        horizontal_flip: bool = False,
-        cache_root: str | Path = "cache",
-        cache_latents: bool = True,
         cache_features: bool = False,
-        latent_dtype: str = "float32",
-        feature_dtype: str = "float16",
-        keep_images: bool = False,
-        verify: Verify = "hash",
+        **stream: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            num_workers=num_workers,
-            seed=seed,
-            horizontal_flip=horizontal_flip,
-            cache_root=cache_root,
-            cache_latents=cache_latents,
-            cache_features=cache_features,
-            latent_dtype=latent_dtype,
-            feature_dtype=feature_dtype,
-            keep_images=keep_images,
-            verify=verify,
-        )
+        super().__init__(cache_features=cache_features, **stream)
         self.root = root
         self.on_corrupt = on_corrupt
         self.upscale = upscale

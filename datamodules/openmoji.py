@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -157,44 +158,18 @@ class OpenMojiDataModule(ImageDataModule):
 
     Args:
         groups: see :class:`OpenMoji`.
-        image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
-            :class:`datamodules.base.ImageDataModule`.
+        image_size: side of the square pictures.
+        stream: see :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
         self,
         *,
-        batch_size: int,
         image_size: int = 64,
         groups: Sequence[str] | None = None,
-        accumulate: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        horizontal_flip: bool = False,
-        cache_root: str | Path = "cache",
-        cache_latents: bool = True,
-        cache_features: bool = True,
-        latent_dtype: str = "float32",
-        feature_dtype: str = "float16",
-        keep_images: bool = False,
-        verify: Verify = "hash",
+        **stream: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            num_workers=num_workers,
-            seed=seed,
-            horizontal_flip=horizontal_flip,
-            cache_root=cache_root,
-            cache_latents=cache_latents,
-            cache_features=cache_features,
-            latent_dtype=latent_dtype,
-            feature_dtype=feature_dtype,
-            keep_images=keep_images,
-            verify=verify,
-        )
+        super().__init__(image_size=image_size, **stream)
         self.groups = groups
 
     def make_source(self) -> OpenMoji:

@@ -22,7 +22,6 @@ from datamodules.encoded import (
     shards_in,
 )
 from datamodules.packages import need
-from datamodules.store import Verify
 from repalign.errors import UserError, unknown_choice
 
 ROW_GROUPS_KEPT = 4  # per process: a row group is the least that Parquet can read
@@ -209,17 +208,14 @@ class ParquetDataModule(ImageDataModule):
 
     Args:
         root, on_corrupt, upscale, files, image, label, caption, num_classes: see :class:`ParquetPictures`.
-        image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
-            :class:`datamodules.base.ImageDataModule`.
+        cache_features: as in the base, but off unless asked for: features of a large set fill a disk.
+        stream: see :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
         self,
         *,
         root: str | Path | None,
-        image_size: int,
-        batch_size: int,
         on_corrupt: str = "stop",
         upscale: bool = False,
         files: str = "**/*.parquet",
@@ -227,33 +223,10 @@ class ParquetDataModule(ImageDataModule):
         label: str | None = "label",
         caption: str | None = None,
         num_classes: int | None = None,
-        accumulate: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        horizontal_flip: bool = False,
-        cache_root: str | Path = "cache",
-        cache_latents: bool = True,
         cache_features: bool = False,
-        latent_dtype: str = "float32",
-        feature_dtype: str = "float16",
-        keep_images: bool = False,
-        verify: Verify = "hash",
+        **stream: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            num_workers=num_workers,
-            seed=seed,
-            horizontal_flip=horizontal_flip,
-            cache_root=cache_root,
-            cache_latents=cache_latents,
-            cache_features=cache_features,
-            latent_dtype=latent_dtype,
-            feature_dtype=feature_dtype,
-            keep_images=keep_images,
-            verify=verify,
-        )
+        super().__init__(cache_features=cache_features, **stream)
         self.root = root
         self.on_corrupt = on_corrupt
         self.upscale = upscale

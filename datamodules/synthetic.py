@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodules.base import ImageDataModule
-from datamodules.store import Verify
 from repalign.errors import UserError
 from repalign.random import SampleRandom
 
@@ -76,44 +75,18 @@ class SyntheticDataModule(ImageDataModule):
 
     Args:
         size: see :class:`Shapes`; the pictures do not change with ``seed``, their order does.
-        image_size, batch_size, accumulate, num_workers, seed, horizontal_flip, cache_root, cache_latents,
-            cache_features, latent_dtype, feature_dtype, keep_images, verify: see
-            :class:`datamodules.base.ImageDataModule`.
+        image_size: side of the square pictures.
+        stream: see :class:`datamodules.base.ImageDataModule`.
     """
 
     def __init__(
         self,
         *,
-        batch_size: int,
         image_size: int = 32,
         size: int = 1024,
-        accumulate: int = 1,
-        num_workers: int = 0,
-        seed: int = 0,
-        horizontal_flip: bool = False,
-        cache_root: str | Path = "cache",
-        cache_latents: bool = True,
-        cache_features: bool = True,
-        latent_dtype: str = "float32",
-        feature_dtype: str = "float16",
-        keep_images: bool = False,
-        verify: Verify = "hash",
+        **stream: Any,
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            num_workers=num_workers,
-            seed=seed,
-            horizontal_flip=horizontal_flip,
-            cache_root=cache_root,
-            cache_latents=cache_latents,
-            cache_features=cache_features,
-            latent_dtype=latent_dtype,
-            feature_dtype=feature_dtype,
-            keep_images=keep_images,
-            verify=verify,
-        )
+        super().__init__(image_size=image_size, **stream)
         self.size = size
 
     def make_source(self) -> Shapes:

@@ -19,8 +19,8 @@ from repalign.objectives.first_stage import FirstStage
 from repalign.objectives.reconstruction import Reconstructed
 from repalign.protocols import Autoencoder
 from repalign.random import SampleRandom
+from repalign.state import Losses
 from repalign.training.phase import Phase
-from repalign.training.step import Losses
 
 
 class AutoencoderModule(Joint):
@@ -89,10 +89,8 @@ class AutoencoderModule(Joint):
         """The loss of one of the two phases."""
         step = self.progress.step
         if phase == "discriminator":
-            loss = self.objective.discriminator_loss(shared, step)
-        else:
-            loss = self.objective.autoencoder_loss(self.autoencoder, shared, step)
-        return Losses(loss.total, loss.terms)
+            return self.objective.discriminator_loss(shared, step)
+        return self.objective.autoencoder_loss(self.autoencoder, shared, step)
 
     def on_train_end(self) -> None:
         """Export once the last step is done."""

@@ -13,8 +13,8 @@ from torch import nn
 from lightning_modules.base import RunModule
 from repalign.errors import UserError, unknown_choice
 from repalign.random import SampleRandom
+from repalign.state import Losses
 from repalign.training.phase import Phase, only
-from repalign.training.step import Losses
 
 
 class Joint(RunModule, ABC):

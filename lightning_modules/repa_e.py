@@ -14,8 +14,8 @@ from repalign.aligners.targets import EncoderTarget
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.objectives.first_stage import FirstStage
 from repalign.random import SampleRandom
+from repalign.state import Losses
 from repalign.training.end_to_end import EndToEnd, Shared
-from repalign.training.step import Losses
 
 PHASES = ("autoencoder", "discriminator", "denoiser")
 
@@ -71,6 +71,9 @@ class REPAE(DiffusionModule, Joint):
             isinstance(self.autoencoder, KLAutoencoder),
             f"needs an autoencoder to train, found {type(self.autoencoder).__name__}; set autoencoder=sd_vae_mse",
         )
+        self.require(not self.streams, "diffuses the latent alone; set streams=none")
+        scheduled = [name for name, aligner in self.aligners.items() if callable(aligner.weight)]
+        self.require(not scheduled, f"weighs its aligners by numbers; '{''.join(scheduled[:1])}' follows a schedule")
         encoded = [a for a in self.aligners.values() if isinstance(a.target, EncoderTarget)]
         self.require(bool(encoded), "needs an aligner with an encoder target; set aligner=repa (and encoder=...)")
 

@@ -239,3 +239,11 @@ class Step:
     losses: Mapping[str, Float[Tensor, " b"]]
     output: Output
     sample: PathSample | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The total to differentiate and every term's batch mean, by name."""
+
+    total: Tensor
+    terms: Mapping[str, Tensor]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,14 +9,7 @@ from repalign.objectives.adversarial import Adversarial
 from repalign.objectives.reconstruction import Reconstructed, Reconstruction
 from repalign.objectives.regularizers import Reconstructing
 from repalign.protocols import Randomness
-
-
-@dataclass(frozen=True)
-class StageLoss:
-    """A scalar to differentiate, and the batch means of its unweighted terms."""
-
-    total: Float[Tensor, ""]
-    terms: dict[str, Float[Tensor, ""]]
+from repalign.state import Losses
 
 
 class FirstStage:
@@ -44,7 +35,7 @@ class FirstStage:
         """The pass that both losses share; ``images`` in [0, 1]."""
         return self.reconstruction(autoencoder, images, random)
 
-    def autoencoder_loss(self, autoencoder: Reconstructing, shared: Reconstructed, step: int) -> StageLoss:
+    def autoencoder_loss(self, autoencoder: Reconstructing, shared: Reconstructed, step: int) -> Losses:
         """What the autoencoder minimises at a step.
 
         Args:
@@ -60,12 +51,12 @@ class FirstStage:
             weight = self.adversarial.weight_of(shared.nll.mean(), generator, autoencoder.last_layer)
             total = total + factor * weight * generator
             terms |= {"adversarial": generator, "adversarial_weight": weight}
-        return StageLoss(total, terms)
+        return Losses(total, terms)
 
-    def discriminator_loss(self, shared: Reconstructed, step: int) -> StageLoss:
+    def discriminator_loss(self, shared: Reconstructed, step: int) -> Losses:
         """What the discriminator minimises at a step; no gradient passes to the autoencoder."""
         assert self.adversarial is not None, "a discriminator's loss needs an adversarial term"
         loss, logits = self.adversarial.discriminator_loss(shared.target, shared.output)
-        return StageLoss(
+        return Losses(
             self.adversarial.factor_at(step) * loss.mean(), {name: value.mean() for name, value in logits.items()}
         )

@@ -12,8 +12,8 @@ from repalign.objectives.first_stage import FirstStage
 from repalign.objectives.reconstruction import Reconstructed
 from repalign.objectives.regularizers import Reconstructing
 from repalign.protocols import Aligner, Backbone, Conditioner, Encoder, LatentNorm, Objective, Randomness
-from repalign.state import Draw
-from repalign.training.step import Batch, Losses, draw_of, images_of, losses_at, total_of, weight_at
+from repalign.state import Draw, Losses
+from repalign.training.step import Batch, draw_of, images_of, losses_at, total_of, weight_at, with_features
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class EndToEnd:
         images = images_of(batch)
         assert images is not None, "an autoencoder under training needs pictures"
         reconstructed = self.first_stage.reconstruct(autoencoder, images, random)
+        # Both passes of the denoiser align with the same tokens: each encoder runs once a round.
+        batch = with_features(batch, self.encoders, self.encoders.keys())
         return Shared(batch, reconstructed, draw_of(self.objective, self.conditioner, reconstructed.latent, random))
 
     def autoencoder_loss(

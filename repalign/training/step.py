@@ -20,7 +20,7 @@ from repalign.protocols import (
     Randomness,
     StreamSource,
 )
-from repalign.state import LATENT, Cond, Draw, Gaussian, State, Step, Streams, Tokens
+from repalign.state import LATENT, Cond, Draw, Gaussian, Losses, State, Step, Streams, Tokens
 
 Batch = Mapping[str, Any]
 
@@ -54,14 +54,6 @@ class StepContext:
         """The conditions before any was dropped."""
         assert self.compute_undropped is not None, "this step keeps its dropped conditions alone"
         return self.compute_undropped()
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The total to differentiate and every term's batch mean, by name."""
-
-    total: Tensor
-    terms: Mapping[str, Tensor]
 
 
 def images_of(batch: Batch) -> Tensor | None:

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_modules.joint import Joint
 from repalign.errors import UserError
+from repalign.state import Losses
 from repalign.training.phase import Phase
-from repalign.training.step import Losses
 from tasks.train import BY_HAND
 
 SGD = partial(torch.optim.SGD, lr=0.1)

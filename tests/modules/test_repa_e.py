@@ -84,6 +84,19 @@ def test_times_and_noise_are_shared_and_labels_dropped_in_the_denoiser_alone(mon
     assert (training_1, training_2) == (False, True) and (stops_1, stops_2) == (True, False)
 
 
+def test_an_encoder_runs_once_a_round(monkeypatch):
+    module = module_of()
+    calls = []
+    (name,) = module.encoders
+    honest = module.encoders[name].forward
+    monkeypatch.setattr(module.encoders[name], "forward", lambda images: calls.append(len(images)) or honest(images))
+    shared = module.begin(batch(), SampleRandom(0, range(4)))
+    for phase in ("autoencoder", "denoiser"):
+        with only(module.phases[phase], module.parts):
+            module.losses(phase, shared)
+    assert calls == [4]
+
+
 def test_running_statistics_move_once_per_round_and_are_averaged():
     module = module_of("ema.decay=0.5")
     before = module.trained["norm"].running_mean.clone()

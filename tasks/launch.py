@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 # Hydra's own flags that are followed by a word.
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
+# Flags that show a configuration, complete or not, instead of running it.
+FLAGS_THAT_SHOW = {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"}
 
 
 def digest(text: str) -> str:
@@ -53,8 +55,10 @@ def launch(argv: list[str]) -> int:
         lines = combinations(overrides)
         if len(lines) > 1 and not {"-m", "--multirun"} & set(argv):
             raise UserError("several values for one key make a sweep; add -m, or write a list as key=[a,b]")
-        for combination in lines:
-            compose(combination)
+        composed = [compose(combination) for combination in lines]
+        if not FLAGS_THAT_SHOW & set(argv):
+            for cfg in composed:
+                check_composition(cfg)  # before Hydra composes twice more: a mistake is answered a second earlier
         _run_hydra(argv)
     except UserError as error:
         return _say(error)
@@ -117,8 +121,8 @@ def compose(overrides: list[str]) -> DictConfig:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         groups = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
         try:
-            plain = hydra.compose("config", overrides=groups)
             cfg = hydra.compose("config", overrides=overrides)
+            plain = cfg if len(groups) == len(overrides) else hydra.compose("config", overrides=groups)
         except (HydraException, OmegaConfBaseException) as error:
             raise explain(error, overrides, groups) from error
     check_types(plain, cfg, [word for word in overrides if word not in groups])

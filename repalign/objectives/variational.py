@@ -88,8 +88,9 @@ class VariationalDenoising:
         )
         true = posterior.mean(x_0, sample.x_t), expand(posterior.log_variance, x_0)
         losses = dict(step.losses)
-        for stream, (data, mean, log_variance, *own) in stream_by_stream(x_0, *predicted, *true).items():
-            divergence = gaussian_kl(*own, mean, log_variance).flatten(1).mean(1)
+        for stream, tensors in stream_by_stream(x_0, *predicted, *true).items():
+            data, mean, log_variance, true_mean, true_log_variance = tensors
+            divergence = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
             likelihood = discretised_log_likelihood(data, mean, 0.5 * log_variance).flatten(1).mean(1)
             bound = torch.where(index == 0, -likelihood, divergence) / math.log(2)
             name = f"variational/{stream}" if stream else "variational"

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +23,10 @@ from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
 
+# What a module that runs its phases by hand does itself, and Lightning refuses to be told as well.
 BY_HAND = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+# Every phase leaves the parameters of the others without a gradient.
+STRATEGY_BY_HAND = {"ddp": "ddp_find_unused_parameters_true"}
 
 
 def run(cfg: DictConfig) -> None:
@@ -59,8 +63,9 @@ def attempt(cfg: DictConfig) -> None:
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
-    # A module that runs phases by hand clips and accumulates by itself; Lightning refuses to be told to as well.
-    by_hand = {} if assembly.module.automatic_optimization else BY_HAND
+    by_hand: dict[str, Any] = {}
+    if not assembly.module.automatic_optimization:
+        by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **by_hand,
         logger=loggers,

@@ -44,9 +44,10 @@ def test_scores_are_centred_uncorrelated_and_not_whitened():
 
 
 def test_scores_are_float32_under_autocast():
+    pca, x = fitted(), tokens()
     with torch.autocast("cpu", torch.bfloat16):
-        scores = fitted()(tokens(), rank=4)
-    assert torch.equal(scores, fitted()(tokens(), rank=4))
+        scores = pca(x, rank=4)
+    assert torch.equal(scores, pca(x, rank=4))
 
 
 def test_every_component_together_loses_nothing():

@@ -47,6 +47,9 @@ from repalign.streams import (
 from repalign.streams import (
     mean_per_sample as mean_per_sample,
 )
+from repalign.streams import (
+    stream_by_stream as stream_by_stream,
+)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,12 @@ def latent_of(state: State) -> Tensor:
     return state[LATENT] if isinstance(state, Streams) else state
 
 
+def stream_by_stream(*states: State) -> dict[str, tuple[Tensor, ...]]:
+    """The tensors of several states of the same streams, by stream; those of plain states under the empty name."""
+    named = [state if isinstance(state, Streams) else Streams({"": state}) for state in states]
+    return {name: tuple(state[name] for state in named) for name in named[0]}
+
+
 def expand(coefficient: Tensor, state: State) -> State:
     """Shape a per-sample coefficient [B] (or a scalar) so that it multiplies a state of [B, ...] entries.
 

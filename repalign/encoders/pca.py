@@ -58,8 +58,9 @@ class PCA(nn.Module):
         return digest(self, FORMAT)
 
     def forward(self, tokens: Float[Tensor, "*b d"], rank: int) -> Float[Tensor, "*b r"]:
-        """Scores of the first ``rank`` components."""
-        return ((tokens - self.mean) / self.std - self.center) @ self.components[:rank].T
+        """Scores of the first ``rank`` components, in float32 whatever the surrounding autocast."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return ((tokens.float() - self.mean) / self.std - self.center) @ self.components[:rank].T
 
     def save(self, path: Path) -> None:
         """Write a .safetensors whose metadata hold the provenance and the fingerprint."""

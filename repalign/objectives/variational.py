@@ -6,14 +6,13 @@ import math
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.objectives.denoising import Denoising, at_least_float32
 from repalign.paths.vp import DiscreteVPPath
 from repalign.protocols import Backbone, Parametrization, Randomness, TimeSampler
-from repalign.state import Cond, Draw, State, Step, expand
+from repalign.state import Cond, Draw, State, Step, expand, map_state, stream_by_stream
 
 
 class VariationalDenoising:
@@ -24,6 +23,8 @@ class VariationalDenoising:
     log-likelihood of x_0 at k = 0, averaged over [C, H, W] and divided by ln 2. The prediction is detached in the
     bound, so that it trains the variance alone; x_0 is not clipped. The log variance lies between that of the posterior
     and log beta_k, see :meth:`repalign.paths.vp.Posterior.learned_log_variance`.
+
+    A state of several streams gives ``variational/<stream>`` for each, as ``denoising`` does.
 
     Source: arXiv:2102.09672, equations 14-16, in the form of DiT (arXiv:2212.09748).
 
@@ -60,7 +61,7 @@ class VariationalDenoising:
     def __call__(
         self,
         backbone: Backbone,
-        x_0: Float[Tensor, "b c h w"],
+        x_0: State,
         cond: Cond,
         draw: Draw,
         *,
@@ -75,22 +76,26 @@ class VariationalDenoising:
         if "variance" not in step.output.heads:
             raise UserError("objective: the backbone has no head 'variance'; set backbone.variance_head=true")
         head = step.output.heads["variance"]
-        assert isinstance(pred, Tensor) and isinstance(head, Tensor) and sample is not None
-        assert isinstance(sample.x_t, Tensor)
+        assert sample is not None, "denoising makes a path sample"
 
         index = self.path.step_of(sample.t)
         posterior = self.path.posterior(index)
-        detached = at_least_float32(pred.detach())
+        detached = map_state(lambda x: at_least_float32(x.detach()), pred)
         x_0_hat = self.parametrization.data(detached, sample.x_t, sample.coefficients)
-        mean, log_variance = posterior.mean(x_0_hat, sample.x_t), posterior.learned_log_variance(at_least_float32(head))
-        true_mean, true_log_variance = posterior.mean(x_0, sample.x_t), expand(posterior.log_variance, x_0)
-        assert isinstance(mean, Tensor) and isinstance(log_variance, Tensor)
-        assert isinstance(true_mean, Tensor) and isinstance(true_log_variance, Tensor)
-
-        divergence = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
-        likelihood = discretised_log_likelihood(x_0, mean, 0.5 * log_variance).flatten(1).mean(1)
-        bound = torch.where(index == 0, -likelihood, divergence) / math.log(2)
-        return Step({**step.losses, "variational": self.variational_weight * bound}, step.output, sample)
+        predicted = (
+            posterior.mean(x_0_hat, sample.x_t),
+            posterior.learned_log_variance(map_state(at_least_float32, head)),
+        )
+        true = posterior.mean(x_0, sample.x_t), expand(posterior.log_variance, x_0)
+        losses = dict(step.losses)
+        for stream, tensors in stream_by_stream(x_0, *predicted, *true).items():
+            data, mean, log_variance, true_mean, true_log_variance = tensors
+            divergence = gaussian_kl(true_mean, true_log_variance, mean, log_variance).flatten(1).mean(1)
+            likelihood = discretised_log_likelihood(data, mean, 0.5 * log_variance).flatten(1).mean(1)
+            bound = torch.where(index == 0, -likelihood, divergence) / math.log(2)
+            name = f"variational/{stream}" if stream else "variational"
+            losses[name] = self.variational_weight * bound
+        return Step(losses, step.output, sample)
 
 
 def gaussian_kl(mean_p: Tensor, log_variance_p: Tensor, mean_q: Tensor, log_variance_q: Tensor) -> Tensor:

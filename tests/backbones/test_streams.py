@@ -136,9 +136,8 @@ def test_a_class_token_has_no_variance():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IOS)
-def test_compiled_network_is_the_same(name):
-    token_io, shape, _ = IOS[name]
+def test_compiled_network_is_the_same():
+    token_io, shape, _ = IOS["class"]
     net = tiny(token_io, shape)
     expected = net(*inputs(shape)).pred
     net.compile()

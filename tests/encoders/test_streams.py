@@ -43,6 +43,13 @@ def test_scores_are_centred_uncorrelated_and_not_whitened():
     torch.testing.assert_close(scores.T.cov(), pca.variance[:4].diag(), rtol=1e-3, atol=1e-3)
 
 
+def test_scores_are_float32_under_autocast():
+    pca, x = fitted(), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = pca(x, rank=4)
+    assert torch.equal(scores, pca(x, rank=4))
+
+
 def test_every_component_together_loses_nothing():
     pca, x = fitted(), tokens()
     back = (pca(x, rank=6) @ pca.components + pca.center) * pca.std + pca.mean

@@ -94,6 +94,19 @@ def test_each_stream_has_its_loss():
     torch.testing.assert_close(step.losses["denoising/image"], alone.losses["denoising"])
 
 
+def test_each_stream_has_its_variational_bound():
+    x_0 = Streams(image=X_0, token=X_0[:, 0, 0])
+    objective = VariationalDenoising(PATHS["ddpm"], Noise(), UniformSteps(1000))
+    draw = objective.draw(x_0, RANDOM)
+    network = GaussianNetwork(PATHS["ddpm"], Noise(), variance_head=True)
+    step = objective(network, x_0, Cond(), draw)
+    assert set(step.losses) == {f"{term}/{name}" for term in ("denoising", "variational") for name in x_0}
+    for name in x_0:
+        alone = objective(network, x_0[name], Cond(), Draw(draw.t, draw.eps[name]))
+        for term in ("denoising", "variational"):
+            torch.testing.assert_close(step.losses[f"{term}/{name}"], alone.losses[term])
+
+
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
 def test_sit_weights_of_noise_and_score(path):
     draw = Draw(TIMES(RANDOM).double(), RANDOM.normal_like("eps", X_0))

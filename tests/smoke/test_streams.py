@@ -93,7 +93,7 @@ def test_separate_tokens_train_and_align(tmp_path):
     [
         ("reg_sit_b", "cfg_with_class_token"),
         ("redi_sit_b", "cfg_latent_only"),
-        ("redi_rg_sit_xl", "representation"),
+        ("redi_rg_dit_b", "representation"),
     ],
 )
 def test_pictures_are_drawn_under_each_guidance(recipe, guidance, tmp_path):

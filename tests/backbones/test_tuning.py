@@ -41,7 +41,6 @@ def test_without_peft_the_extra_is_named(monkeypatch):
 
 
 def test_additions_begin_at_zero_and_alone_are_trained():
-    pytest.importorskip("peft")
     net = backbone()
     expected = predict(net)
     tuned = lora(net, **OPTIONS)
@@ -55,7 +54,6 @@ def test_additions_begin_at_zero_and_alone_are_trained():
 
 
 def test_given_weights_are_loaded_first(tmp_path):
-    pytest.importorskip("peft")
     given = backbone()
     file = tmp_path / "weights.safetensors"
     save_file({f"backbone/{key}": value.contiguous() for key, value in given.state_dict().items()}, file)
@@ -72,7 +70,6 @@ def test_given_weights_are_loaded_first(tmp_path):
     ],
 )
 def test_mistakes_are_named(tmp_path, dim, layers, name, message):
-    pytest.importorskip("peft")
     state = {f"backbone/{key}": value.contiguous() for key, value in backbone().state_dict().items()}
     save_file(state, tmp_path / "weights.safetensors")
     net = DiT((4, 8, 8), num_classes=10, patch=2, dim=dim, depth=2, heads=2)

@@ -76,7 +76,6 @@ def test_the_weight_of_sra_falls_with_the_step(tmp_path):
 
 
 def test_low_rank_tuning_trains(tmp_path):
-    pytest.importorskip("peft")
     tuning = ["tuning=lora", "tuning.weights=random", "aligners.layer_sync.target.detach=false"]
     run_dir = train(tmp_path, "experiment=layer_sync_sit_b", *tuning)
     assert all(math.isfinite(x) for x in column(run_dir, "train/loss"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ from datamodules.own_store import MOMENTS
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
+
+T = TypeVar("T")
 
 
 class SerialDataset(Dataset[dict[str, Any]]):
@@ -56,6 +61,13 @@ class SerialDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether batches are copied from memory maps, with nothing to decode, to fetch or to compute."""
+        stores = (*self.stores, *self.text_stores)
+        stored = self.source.captions is None or any("caption" in store.arrays for store in stores)
+        return not self.with_images and stored and all(store.mapped for store in stores)
+
     def __getitem__(self, key: np.ndarray) -> dict[str, Any]:
         return self.__getitems__(key[None])
 
@@ -68,7 +80,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
         batch: dict[str, Any] = {}
         row = index
         for store in self.stores:
-            rows = row + flip * len(self.source)
+            rows = row + flip * len(self.source) if self.horizontal_flip else row
             batch |= _rows(store, rows)
             if "caption" in store.arrays:
                 batch["caption"] = store.gather("caption", rows).tolist()
@@ -105,14 +117,42 @@ def _rows(store: ArrayStore, rows: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 class SerialLoader(DataLoader[dict[str, Any]]):
-    """Batches of a :class:`SerialDataset` with all arrays as tensors.
+    """Batches of a :class:`SerialDataset` with all arrays as tensors, in the order of the batch sampler.
 
-    A tensor from a worker process needs a file descriptor of its own, which takes longer than sending a small array: so
-    labels and numbers come as arrays and become tensors here.
+    Batches that are copied from memory maps are read here, or by one thread that is 2 ``num_workers`` batches ahead:
+    the copy is all there is to do, handing a batch from process to process costs ten times as much, and more threads
+    get in each other's way (``experiments/latent_store``). Pictures are decoded by ``num_workers`` processes.
     """
 
+    dataset: SerialDataset
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+        if self.num_workers and not self.dataset.mapped:
+            # A tensor from a worker process needs a file descriptor of its own, which takes longer than sending a small
+            # array: so labels and numbers come as arrays and become tensors here.
+            return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+        keys = iter(self.batch_sampler or ())
+        return _read_ahead(self._read, keys, 2 * self.num_workers) if self.num_workers else map(self._read, keys)
+
+    def _read(self, keys: Any) -> dict[str, Any]:
+        batch = _as_tensors(self.dataset.__getitems__(keys))
+        if not self.pin_memory:
+            return batch
+        return {name: x.pin_memory() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+
+
+def _read_ahead(read: Callable[[Any], T], keys: Iterator[Any], ahead: int) -> Iterator[T]:
+    """``map(read, keys)`` by a thread that is so many results ahead of the caller."""
+    thread = ThreadPoolExecutor(1, "read-ahead")
+    try:
+        pending = deque(thread.submit(read, key) for key in islice(keys, ahead))
+        for key in keys:
+            pending.append(thread.submit(read, key))
+            yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _as_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,12 +123,17 @@ class Cond:
     """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent.
 
     ``groups`` gives every grid token the number of its group, when tokens of different groups must not see each other.
+    ``text_mask`` is true at text tokens that may be seen; ``size`` holds height, width and aspect ratio of the picture.
+    ``skip`` numbers blocks that a call passes over, 1-based: the weaker network of skip-layer guidance.
     """
 
     label: Int[Tensor, " b"] | None = None
     text: Tokens | None = None
     pooled: Float[Tensor, "b p"] | None = None
     groups: Int[Tensor, "b n"] | None = None
+    text_mask: Bool[Tensor, "b n"] | None = None
+    size: Float[Tensor, "b 3"] | None = None
+    skip: tuple[int, ...] = ()
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """Apply ``fn`` to every tensor present (to slice, move or repeat the batch)."""
@@ -137,7 +142,15 @@ class Cond:
             return None if x is None else fn(x)
 
         text = None if self.text is None else self.text.with_data(fn(self.text.data))
-        return Cond(each(self.label), text, each(self.pooled), each(self.groups))
+        return Cond(
+            each(self.label),
+            text,
+            each(self.pooled),
+            each(self.groups),
+            each(self.text_mask),
+            each(self.size),
+            self.skip,
+        )
 
     def where(self, drop: Bool[Tensor, " b"], null: Cond) -> Cond:
         """Replace the dropped rows by the null condition."""
@@ -159,7 +172,13 @@ class Cond:
         if self.text is not None and other.text is not None:
             text = self.text.with_data(fn(self.text.data, other.text.data))
         return Cond(
-            both(self.label, other.label), text, both(self.pooled, other.pooled), both(self.groups, other.groups)
+            both(self.label, other.label),
+            text,
+            both(self.pooled, other.pooled),
+            both(self.groups, other.groups),
+            both(self.text_mask, other.text_mask),
+            both(self.size, other.size),
+            self.skip,
         )
 
 

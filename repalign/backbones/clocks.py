@@ -39,6 +39,11 @@ class _Clock(nn.Module):
         """Whether the wrapped backbone uses a carry."""
         return self.backbone.uses_carry
 
+    @property
+    def skips_blocks(self) -> bool:
+        """Whether the wrapped backbone can pass over blocks (``cond.skip``)."""
+        return getattr(self.backbone, "skips_blocks", False)
+
 
 class ReversedClock(_Clock):
     """A network whose time runs from noise (0) to data (1): it is fed 1 - t (SiT, LightningDiT, DDT, ReDi, SVG).

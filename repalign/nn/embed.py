@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,12 +20,19 @@ def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:
     Raises:
         ValueError: when ``dim`` is no multiple of 4.
     """
+    return sincos_at(dim, *(torch.arange(side, dtype=torch.float64) for side in grid))
+
+
+def sincos_at(dim: int, rows: Float[Tensor, " h"], columns: Float[Tensor, " w"]) -> Float[Tensor, "1 n d"]:
+    """:func:`sincos_2d` at these positions of rows and columns, whole numbers or not; row-major, N = h w.
+
+    Raises:
+        ValueError: when ``dim`` is no multiple of 4.
+    """
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, found {dim}")
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
+    rows, columns = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
 
     def encode(position: Tensor) -> Tensor:
         angle = position.reshape(-1, 1) * omega
@@ -61,6 +69,18 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         return self.mlp(sinusoid(t, self.frequencies, self.max_period).to(self.linears[0].weight.dtype))
+
+
+class VectorEmbedding(nn.Module):
+    """A two-layer SiLU MLP from a pooled vector to the width: [B, P] -> [B, D]."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(in_dim, dim), nn.Linear(dim, dim)])
+
+    def forward(self, x: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:
+        first, second = self.linears
+        return second(F.silu(first(x)))
 
 
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:

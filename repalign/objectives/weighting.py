@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from jaxtyping import Float
@@ -59,3 +60,14 @@ class InverseVarianceWeight:
 
     def __call__(self, c: Coefficients) -> Float[Tensor, " b"]:
         return 1 / c.sigma**2
+
+
+class CosMapWeight:
+    """2 / (pi (alpha^2 + sigma^2)): the density of :class:`repalign.paths.time.CosMap` on the linear path, as a weight.
+
+    With uniform times the same expectation as those times without a weight (``cosmap`` of the training scripts of
+    diffusers; its ``sigma_sqrt`` is :class:`InverseVarianceWeight`).
+    """
+
+    def __call__(self, c: Coefficients) -> Float[Tensor, " b"]:
+        return 2 / (math.pi * (c.alpha**2 + c.sigma**2))

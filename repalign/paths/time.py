@@ -57,6 +57,43 @@ class LogitNormal:
     def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
         return torch.sigmoid(self.mean + self.std * random.normal("t"))
 
+    def density(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """pi(t) = exp(-(logit t - mean)^2 / (2 std^2)) / (std sqrt(2 pi) t (1 - t)) (SD3, equation 19)."""
+        normal = torch.exp(-((torch.logit(t) - self.mean) ** 2) / (2 * self.std**2))
+        return normal / (self.std * math.sqrt(2 * math.pi) * t * (1 - t))
+
+
+class Mode:
+    """t = 1 - u - s (cos^2(pi u / 2) - 1 + u), u ~ U[0, 1): heavy tails around a mode at 1/2 (SD3, equation 20).
+
+    Args:
+        scale: s; 0 is uniform, above 0 favours the middle, below 0 the ends. SD3 tries -1 to 1.75 and likes 1.29.
+
+    Raises:
+        UserError: when s is outside [-1, 2 / (pi - 2)], where the map is not monotone.
+    """
+
+    def __init__(self, scale: float) -> None:
+        if not -1 <= scale <= 2 / (math.pi - 2):
+            raise UserError(f"time_sampler.scale: expected -1 to {2 / (math.pi - 2):.4f}, found {scale}")
+        self.scale = scale
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        u = random.uniform("t")
+        return 1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
+
+
+class CosMap:
+    """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U[0, 1): the log-SNR density of the cosine schedule (SD3, equation 21)."""
+
+    def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
+        return 1 - 1 / (torch.tan(math.pi / 2 * random.uniform("t")) + 1)
+
+    @staticmethod
+    def density(t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """pi(t) = 2 / (pi - 2 pi t + 2 pi t^2)."""
+        return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
+
 
 class ArctanLogNormal:
     """t = (2/pi) atan(exp(n)), n ~ N(mean, std^2): REPA's ``lognormal`` for its cosine path.

@@ -20,6 +20,8 @@ class Euler:
         shift: of the grid, s > 1 spends more steps near the noise (SD3).
         last_step_size: where the last step begins, before the shift; None for a uniform grid (DDT: 0.04).
         dtype: of the trajectory, float32 or float64 (REPA).
+        skip: leave out the first steps of the grid; the given state is then one at the time where the rest begins
+            (image to image).
 
     SiT counts grid points: its ``num_steps`` S is ``steps = S - 1`` here; REPA counts steps as we do.
     """
@@ -32,6 +34,7 @@ class Euler:
         shift: float = 1.0,
         last_step_size: float | None = None,
         dtype: str = "float32",
+        skip: int = 0,
     ) -> None:
         self.steps = steps
         self.start = start
@@ -39,12 +42,13 @@ class Euler:
         self.shift = shift
         self.last_step_size = last_step_size
         self.dtype = dtype
+        self.skip = skip
 
     def __call__(
         self, field: Field, x_1: State, random: Randomness, *, trace: Callable[[State], None] | None = None
     ) -> State:
         """Integrate from noise to data; deterministic, so ``random`` is not read. ``trace`` sees every new state."""
-        times = field_grid(field, self.steps, self.start, self.end, self.shift, self.last_step_size)
+        times = field_grid(field, self.steps, self.start, self.end, self.shift, self.last_step_size, self.skip)
         x = initial_state(x_1, self.dtype)
         for t, t_next in zip(times[:-1], times[1:], strict=True):
             x = x + (t_next - t) * velocity(field, x, t)

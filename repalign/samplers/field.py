@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from repalign.errors import UserError
 from repalign.protocols import Backbone, Field, Parametrization, Path
 from repalign.state import Coefficients, Cond, Output, State, leading, map_state
 
@@ -36,7 +37,13 @@ class DenoisingField:
         return self
 
     def __call__(self, x_t: State, t: Float[Tensor, ""], carry: Any = None) -> Output:
-        """Call the backbone at one time for the whole batch."""
+        """Call the backbone at one time for the whole batch.
+
+        Raises:
+            UserError: when the condition passes over blocks of a backbone that cannot do that.
+        """
+        if self.cond.skip and not getattr(self.backbone, "skips_blocks", False):
+            raise UserError("guidance.layers: this backbone cannot pass over blocks; choose guidance=cfg, or an MM-DiT")
         dtype, first = _parameter_dtype(self.backbone), leading(x_t)
         # Half precision has too few digits to tell neighbouring times apart.
         times = t.to(first.device, torch.promote_types(dtype, torch.float32)).expand(len(first))

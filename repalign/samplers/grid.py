@@ -51,11 +51,20 @@ def field_grid(
     end: float | None,
     shift: float = 1.0,
     last_step_size: float | None = None,
+    skip: int = 0,
 ) -> Float[Tensor, " n"]:
-    """:func:`time_grid` whose missing ends are those of :func:`repalign.paths.interval.time_interval` for the field."""
+    """:func:`time_grid` whose missing ends are those of :func:`repalign.paths.interval.time_interval` for the field.
+
+    The first ``skip`` steps are left out.
+
+    Raises:
+        UserError: when no step is left; and as :func:`time_grid`.
+    """
+    if not 0 <= skip < steps:
+        raise UserError(f"sampler.skip: expected 0 to {steps - 1} (sampler.steps={steps}), found {skip}")
     safe = time_interval(field.path, field.parametrization)
     start, end = safe.high if start is None else start, safe.low if end is None else end
-    return time_grid(start, end, steps, shift, last_step_size)
+    return time_grid(start, end, steps, shift, last_step_size)[skip:]
 
 
 def initial_state(x_1: State, dtype: str) -> State:

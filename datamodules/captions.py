@@ -31,7 +31,7 @@ class CaptionedSource(PictureSource, Protocol):
 
 
 class CaptionMix:
-    """Chooses a caption for every sample: with probability p an original one, else a synthetic one; then any of its kind.
+    """Chooses a caption for every sample: with probability p an original one, else a synthetic; then any of its kind.
 
     A picture without captions of the chosen kind takes one of the other. The choice is a function of (seed, serial
     number): SD3 trains on half original and half synthetic captions (arXiv:2403.03206, section 5.2.1, p = 0.5).

@@ -80,10 +80,12 @@ class SerialDataset(Dataset[dict[str, Any]]):
             batch["image"] = torch.from_numpy(mirror(images, flip))
         for store in self.text_stores:
             batch |= _rows(store, index if self.mix is None else self.mix.rows(serial, index))
-        if self.mix is not None and not self.text_stores:
-            batch["caption"] = self.mix.texts(serial, index)
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
-        if self.source.captions is not None and "caption" not in batch:
+        if self.mix is not None:
+            batch.pop("caption", None)  # a store of latents keeps the first one
+            if not self.text_stores:
+                batch["caption"] = self.mix.texts(serial, index)
+        elif self.source.captions is not None and "caption" not in batch:
             batch["caption"] = [self.source.captions[i] for i in index]
         return batch
 

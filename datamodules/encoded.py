@@ -102,7 +102,7 @@ class EncodedPictures(ABC):
                 if self.on_corrupt == "stop":
                     raise
                 self._note(candidate, error)
-        raise UserError(f"data.root: none of {others} pictures can be read, among them {self.place(index)}")
+        raise UserError(f"data.root: none of the {others} pictures can be read, among them {self.place(index)}")
 
     def _open(self, index: int) -> PIL.Image.Image:
         try:

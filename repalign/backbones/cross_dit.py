@@ -78,6 +78,7 @@ class CrossDiT(nn.Module):
         self.patch = patch
         self.dim = dim
         self.text_mask = text_mask
+        self.cross_norm = cross_norm
         self.variance_head = variance_head
         self.time_scale = time_scale
         self.base_side = base_side or grid[0]

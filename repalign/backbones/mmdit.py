@@ -85,6 +85,7 @@ class MMDiT(nn.Module):
         grid = (height // patch, width // patch)
         self.patch = patch
         self.time_scale = time_scale
+        self.table_spacing = table_spacing
         self.patchify = PatchEmbed(latent_shape, patch, dim)
         self.pos_embed = nn.Buffer(position_table(dim, table_side or max(grid), table_spacing, table_origin))
         self.time_embed = TimeEmbedding(dim)

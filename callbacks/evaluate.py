@@ -8,11 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from callbacks.journal import Journal
 from callbacks.pictures import draw_labels, evaluation_mode, generate
+from callbacks.prompts import Wanted, captions_for, taken
 from repalign.metrics.suite import FeatureMetrics
 
 
@@ -75,13 +76,18 @@ class Evaluate(pl.Callback):
         began = time.perf_counter()
         data = trainer.datamodule
         classes, pool = range(data.num_classes), data.source.labels
-        labels = draw_labels(self.label_kind, self.num_samples, self.seed, classes, pool, "callbacks.evaluate.labels")
+        wanted: Wanted
+        if pl_module.conditioner.reads == "caption":
+            wanted = captions_for(self.num_samples, data.captions, None, "data.caption")
+        else:
+            key = "callbacks.evaluate.labels"
+            wanted = draw_labels(self.label_kind, self.num_samples, self.seed, classes, pool, key)
         if trainer.is_global_zero:
             self.metrics.to(pl_module.device).reset()
             if self.metrics.reference is None:
                 self.metrics.prepare(lambda: data.reference_images(self.batch_size), data.fingerprint, self.cache)
         with evaluation_mode(pl_module):
-            self._draw(trainer, pl_module, labels)
+            self._draw(trainer, pl_module, wanted)
         if trainer.is_global_zero:
             values = self.metrics.compute()
             self.metrics.reset()
@@ -96,18 +102,18 @@ class Evaluate(pl.Callback):
             if isinstance(callback, Journal):
                 callback.pause()
 
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, labels: Int[Tensor, " n"]) -> None:
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wanted: Wanted) -> None:
         generator = pl_module.generator(ema=True)
         rank, size = trainer.global_rank, self.batch_size
         for start in range(0, self.num_samples, size * trainer.world_size):
             # Every rank takes part in every round, with the same number of pictures: sharded weights are gathered
             # together. Serial numbers past the end are drawn and dropped.
             serials = range(start + rank * size, start + (rank + 1) * size)
-            wanted = labels[torch.tensor(serials) % self.num_samples]
+            part = taken(wanted, [serial % self.num_samples for serial in serials])
             if trainer.world_size == 1:
                 serials = serials[: self.num_samples - start]
-                wanted = wanted[: len(serials)]
-            (images,) = generate(generator, wanted, self.seed, size, pl_module.device, serials)
+                part = part[: len(serials)]
+            (images,) = generate(generator, part, self.seed, size, pl_module.device, serials)
             images = self._gather(pl_module, images)[: self.num_samples - start]
             if trainer.is_global_zero:
                 self.metrics.update(images)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +16,19 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from callbacks.prompts import Wanted, on_device
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
 from repalign.protocols import Randomness
 from repalign.random import SampleRandom
 
-Generator = Callable[[Tensor, Randomness], Tensor]  # labels [B], random -> images [B, 3, H, W] in [0, 1]
+Generator = Callable[[Any, Randomness], Tensor]  # labels or captions [B], random -> images [B, 3, H, W] in [0, 1]
 
 
 @torch.no_grad()
 def generate(
     generator: Generator,
-    labels: Int[Tensor, " n"],
+    wanted: Wanted,
     seed: int,
     batch_size: int,
     device: torch.device | str = "cpu",
@@ -38,17 +40,17 @@ def generate(
     serial numbers were split over processes.
 
     Args:
-        generator: labels and randomness -> images.
-        labels: class of each picture.
+        generator: labels or captions, and randomness -> images.
+        wanted: class, or caption, of each picture.
         seed: of every draw.
         batch_size: pictures at once.
         device: where the generator's weights are.
         serials: serial number of each picture; 0, 1, 2, ... when None.
     """
-    serials = range(len(labels)) if serials is None else serials
-    for start in range(0, len(labels), batch_size):
+    serials = range(len(wanted)) if serials is None else serials
+    for start in range(0, len(wanted), batch_size):
         part = slice(start, start + batch_size)
-        yield generator(labels[part].to(device), SampleRandom(seed, serials[part], torch.device(device)))
+        yield generator(on_device(wanted[part], device), SampleRandom(seed, serials[part], torch.device(device)))
 
 
 @contextmanager

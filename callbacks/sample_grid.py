@@ -12,18 +12,21 @@ from torch import Tensor
 
 from callbacks.journal import Journal
 from callbacks.pictures import class_indices, evaluation_mode, generate, grid_of, save_png
+from callbacks.prompts import Wanted, captions_for
 
 
 class SampleGrid(pl.Callback):
     """``samples/step_000500_{raw,ema}.png`` and the loggers that take pictures: before the first step, every so many
     steps, and after the last one.
 
-    A row is a class, a cell has the same noise at every step and for both kinds of weights: what changes between two
-    grids is the network. Every rank draws the same grid (sharded weights need all of them), rank 0 writes it.
+    A row is a class, or a caption where the method reads captions; a cell has the same noise at every step and for both
+    kinds of weights: what changes between two grids is the network. Every rank draws the same grid (sharded weights
+    need all of them), rank 0 writes it.
 
     Args:
         every: steps between two grids.
         classes: one row each, by number or name; None: all of them, or ``max_rows`` evenly spaced ones.
+        prompts: one row each, for a method that reads captions; None: ``max_rows`` captions of the data, evenly spaced.
         columns: pictures of a class.
         max_rows: see ``classes``.
         seed: of the noise.
@@ -38,6 +41,7 @@ class SampleGrid(pl.Callback):
         max_rows: int = 10,
         seed: int = 0,
         batch_size: int = 64,
+        prompts: Sequence[str] | None = None,
     ) -> None:
         self.every = every
         self.classes = classes
@@ -45,6 +49,7 @@ class SampleGrid(pl.Callback):
         self.max_rows = max_rows
         self.seed = seed
         self.batch_size = batch_size
+        self.prompts = prompts
         self._drawn = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,12 +82,24 @@ class SampleGrid(pl.Callback):
             rows = torch.tensor(class_indices(self.classes, class_names, "callbacks.sample_grid.classes"))
         return rows.repeat_interleave(self.columns)
 
+    def captions(self, of_data: Sequence[str] | None) -> list[str]:
+        """Caption of each cell, row by row.
+
+        Raises:
+            UserError: when neither prompts nor captions of the data are there.
+        """
+        rows = self.max_rows if self.prompts is None else len(self.prompts)
+        found = captions_for(rows, of_data, self.prompts, "callbacks.sample_grid.prompts")
+        return [caption for caption in found for _ in range(self.columns)]
+
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._drawn = step = pl_module.progress.step
-        labels = self.labels(trainer.datamodule.class_names)
+        data = trainer.datamodule
+        by_caption = pl_module.conditioner.reads == "caption"
+        wanted: Wanted = self.captions(data.captions) if by_caption else self.labels(data.class_names)
         for name, ema in (("raw", False), ("ema", True)):
             with evaluation_mode(pl_module):
-                drawn = generate(pl_module.generator(ema=ema), labels, self.seed, self.batch_size, pl_module.device)
+                drawn = generate(pl_module.generator(ema=ema), wanted, self.seed, self.batch_size, pl_module.device)
                 grid = grid_of(torch.cat([images.cpu() for images in drawn]), self.columns)
             if trainer.is_global_zero:
                 save_png(grid, pl_module.run_dir / "samples" / f"step_{step:06d}_{name}.png")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from datamodules.cache import AS_USUAL, STALLED_AFTER, CachedOutputs, Making, as_float, whole_batch
 from datamodules.dataset import SerialDataset, SerialLoader, split_moments
@@ -153,15 +154,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The stream of this rank; it has no length and no end."""
         trainer = self.trainer
-        sampler = SerialBatchSampler(
-            len(self.dataset),
-            self.batch_size,
-            rank=0 if trainer is None else trainer.global_rank,
-            world=1 if trainer is None else trainer.world_size,
-            accumulate=self.accumulate,
-            seed=self.seed,
-            start=self.start,
-        )
+        rank, world = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        sampler = self.make_sampler(self.batch_size, rank, world, self.accumulate, self.seed, self.start)
         # Lightning advises workers; for memory-mapped stores they cost more than they bring.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         return SerialLoader(
@@ -174,6 +168,12 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             # The loader draws a seed for its workers: from here, so that the global generator stays as it was.
             generator=torch.Generator(),
         )
+
+    def make_sampler(
+        self, global_batch: int, rank: int, world: int, accumulate: int, seed: int, start: int
+    ) -> Sampler[np.ndarray]:
+        """The order of training."""
+        return SerialBatchSampler(len(self.dataset), global_batch, rank, world, accumulate, seed, start)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Serial numbers stay on the host: reading them back would stall the device at every step."""

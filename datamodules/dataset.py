@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import BOOKKEEPING, mirror
+from datamodules.captions import CaptionMix
 from datamodules.own_store import MOMENTS
 from datamodules.source import PictureSource
 from datamodules.store import ArrayStore
@@ -56,6 +57,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
         self.with_images = with_images
         self.redirect = redirect
         self.text_stores: tuple[ArrayStore, ...] = ()
+        self.mix: CaptionMix | None = None  # of several captions per picture
         self._pictures: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -89,9 +91,13 @@ class SerialDataset(Dataset[dict[str, Any]]):
             images, index = self.source.load(index.tolist())
             batch["image"] = torch.from_numpy(mirror(images, flip))
         for store in self.text_stores:
-            batch |= _rows(store, index)
+            batch |= _rows(store, index if self.mix is None else self.mix.rows(serial, index))
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
-        if self.source.captions is not None and "caption" not in batch:
+        if self.mix is not None:
+            batch.pop("caption", None)  # a store of latents keeps the first one
+            if not self.text_stores:
+                batch["caption"] = self.mix.texts(serial, index)
+        elif self.source.captions is not None and "caption" not in batch:
             batch["caption"] = [self.source.captions[i] for i in index]
         return batch
 

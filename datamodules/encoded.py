@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from datamodules.images import center_crop, to_picture, to_pixels
+from datamodules.buckets import Buckets
+from datamodules.images import center_crop_to, to_picture, to_pixels
 from repalign.errors import UserError, unknown_choice
 
 ON_CORRUPT = ("stop", "skip")
@@ -52,6 +53,7 @@ class EncodedPictures(ABC):
         self.image_size = image_size
         self.on_corrupt = on_corrupt
         self.upscale = upscale
+        self.buckets: Buckets | None = None  # of mixed aspect ratios; None: every picture becomes a square
         self._skipped: set[int] = set()
 
     @property
@@ -90,15 +92,17 @@ class EncodedPictures(ABC):
         return np.array(sizes, dtype=np.int32).reshape(-1, 2)
 
     def _readable(self, index: int) -> tuple[np.ndarray, int]:
-        for offset in range(len(self)):
-            candidate = (index + offset) % len(self)
+        others = len(self) if self.buckets is None else len(self.buckets.members(int(self.buckets.of[index])))
+        for offset in range(others):
+            # What takes its place has the same shape.
+            candidate = (index + offset) % len(self) if self.buckets is None else self.buckets.after(index, offset)
             try:
                 return self._picture(candidate), candidate
             except UnreadableImage as error:
                 if self.on_corrupt == "stop":
                     raise
                 self._note(candidate, error)
-        raise UserError(f"data.root: none of the {len(self)} pictures can be read, among them {self.place(index)}")
+        raise UserError(f"data.root: none of the {others} pictures can be read, among them {self.place(index)}")
 
     def _open(self, index: int) -> PIL.Image.Image:
         try:
@@ -113,12 +117,13 @@ class EncodedPictures(ABC):
             picture = image if image.mode == "RGB" else to_picture(to_pixels(image))
         except DECODING as error:
             raise self._unreadable(index, error) from error
-        if min(picture.size) < self.image_size and not self.upscale:
+        height, width = (self.image_size,) * 2 if self.buckets is None else self.buckets.sides_of(index)
+        if (picture.width < width or picture.height < height) and not self.upscale:
             raise UserError(
                 f"data.image_size: {self.place(index)} has {picture.width}x{picture.height} pixels, expected at least "
-                f"{self.image_size}x{self.image_size}; set data.upscale=true to enlarge such pictures"
+                f"{width}x{height}; set data.upscale=true to enlarge such pictures"
             )
-        return to_pixels(center_crop(picture, self.image_size)).numpy()
+        return to_pixels(center_crop_to(picture, height, width)).numpy()
 
     def _unreadable(self, index: int, error: Exception) -> UnreadableImage:
         return UnreadableImage(

@@ -21,12 +21,17 @@ def center_crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
         image: RGB, RGBA or grey; the mode is kept. Pillow does not filter pictures with a palette: convert them before.
         size: side of the square in pixels.
     """
-    while min(image.size) >= 2 * size:
+    return center_crop_to(image, size, size)
+
+
+def center_crop_to(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
+    """:func:`center_crop` to any height and width: the picture covers both, and the middle is cut."""
+    while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
-    scale = size / min(image.size)
+    scale = max(width / image.width, height / image.height)
     image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_pixels(image: PIL.Image.Image) -> UInt8[Tensor, "3 h w"]:

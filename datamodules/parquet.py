@@ -73,7 +73,7 @@ class ParquetPictures(EncodedPictures):
         labels, captions = [], []
         names: Sequence[str] | None = None
         for shard, path in enumerate(self.shards):
-            file = _opened(path)
+            file = opened(path)
             _check_columns(path, file.schema_arrow, {"image": image, "label": label, "caption": caption})
             metadata = file.metadata
             groups += [(shard, group, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
@@ -129,7 +129,7 @@ class ParquetPictures(EncodedPictures):
             self._handles, self._groups, self._process = {}, OrderedDict(), os.getpid()
         if (shard, group) not in self._groups:
             if shard not in self._handles:
-                self._handles[shard] = _opened(self.shards[shard])
+                self._handles[shard] = opened(self.shards[shard])
             try:
                 table = self._handles[shard].read_row_group(group, columns=[self._column], use_threads=False)
             except ValueError as error:  # Arrow's own are ValueError and OSError
@@ -167,7 +167,12 @@ class Texts(Sequence[str]):
         return self._column[int(index)].as_py() or ""
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A Parquet file, mapped into memory.
+
+    Raises:
+        UserError: when it is torn or no Parquet.
+    """
     try:
         return need("pyarrow.parquet", "data=parquet", "data").ParquetFile(path, memory_map=True)
     except (ValueError, OSError) as error:

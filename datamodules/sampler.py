@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import numpy as np
@@ -18,6 +18,35 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     key = np.array([seed % 2**64, _ORDER], dtype=np.uint64)
     counter = np.array([0, epoch, 0, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter)).permutation(size)
+
+
+def check_batch(global_batch: int, world: int, accumulate: int) -> None:
+    """A global batch can be dealt out to ranks and micro-batches.
+
+    Raises:
+        UserError: when it cannot.
+    """
+    if global_batch < 1 or global_batch % (world * accumulate):
+        raise UserError(
+            f"data.batch_size: {global_batch} cannot be dealt out to {world} processes (trainer.devices x "
+            f"trainer.num_nodes) with {accumulate} micro-batches each (data.accumulate); expected a multiple of "
+            f"{world * accumulate}"
+        )
+
+
+def micro_batches(
+    keys_of_step: Callable[[int], np.ndarray], start: int, global_batch: int, rank: int, world: int, accumulate: int
+) -> Iterator[np.ndarray]:
+    """One rank's micro-batches from the optimizer step ``start`` on, without end.
+
+    Positions in the global batch are dealt out in blocks: first by micro-batch, then by rank.
+    """
+    local = global_batch // (world * accumulate)
+    for step in count(start):
+        keys = keys_of_step(step)
+        for micro in range(accumulate):
+            first = (micro * world + rank) * local
+            yield keys[first : first + local]
 
 
 class SerialBatchSampler(Sampler[np.ndarray]):
@@ -55,12 +84,7 @@ class SerialBatchSampler(Sampler[np.ndarray]):
         seed: int = 0,
         start: int = 0,
     ) -> None:
-        if global_batch < 1 or global_batch % (world * accumulate):
-            raise UserError(
-                f"data.batch_size: {global_batch} cannot be dealt out to {world} processes (trainer.devices x "
-                f"trainer.num_nodes) with {accumulate} micro-batches each (data.accumulate); expected a multiple of "
-                f"{world * accumulate}"
-            )
+        check_batch(global_batch, world, accumulate)
         self.size = size
         self.global_batch = global_batch
         self.rank = rank
@@ -81,12 +105,7 @@ class SerialBatchSampler(Sampler[np.ndarray]):
         return np.stack([np.arange(step * self.global_batch, end), np.concatenate(indices)], axis=1)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        local = self.global_batch // (self.world * self.accumulate)
-        for step in count(self.start):
-            keys = self.keys_of_step(step)
-            for micro in range(self.accumulate):
-                first = (micro * self.world + self.rank) * local
-                yield keys[first : first + local]
+        return micro_batches(self.keys_of_step, self.start, self.global_batch, self.rank, self.world, self.accumulate)
 
     def _order(self, epoch: int) -> np.ndarray:
         # One epoch's order is kept: drawing a million numbers at every step would cost more than the step's reading.

@@ -16,7 +16,7 @@ from datamodules.progress import progress
 from repalign.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
-VERSION = 1  # of the index files
+VERSION = 2  # of the index files
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TarIndex:
         shard: number of the shard, int64 [N].
         picture: offset and size of the encoded picture in the shard, int64 [N, 2].
         text: offset and size of the caption's member, size -1 where there is none, int64 [N, 2].
+        json: offset and size of the sample's JSON member, size -1 where there is none, int64 [N, 2].
         is_json: whether that member is a JSON object with a key 'caption', bool [N].
         label: -1 where there is none, int64 [N].
         without_picture: samples that were left out.
@@ -35,6 +36,7 @@ class TarIndex:
     shard: np.ndarray
     picture: np.ndarray
     text: np.ndarray
+    json: np.ndarray
     is_json: np.ndarray
     label: np.ndarray
     without_picture: int
@@ -68,6 +70,7 @@ def index_of(shards: Sequence[Path], cache_root: Path) -> TarIndex:
         shard=np.repeat(np.arange(len(parts)), counts),
         picture=np.concatenate([part["picture"] for part in parts]),
         text=np.concatenate([part["text"] for part in parts]),
+        json=np.concatenate([part["json"] for part in parts]),
         is_json=np.concatenate([part["is_json"] for part in parts]),
         label=np.concatenate([part["label"] for part in parts]),
         without_picture=sum(int(part["without_picture"]) for part in parts),
@@ -93,6 +96,7 @@ def _index(folder: Path, shard: Path) -> dict[str, np.ndarray]:
     part = {
         "picture": np.array([sample.picture for sample in samples], dtype=np.int64).reshape(-1, 2),
         "text": np.array([sample.text for sample in samples], dtype=np.int64).reshape(-1, 2),
+        "json": np.array([sample.json for sample in samples], dtype=np.int64).reshape(-1, 2),
         "is_json": np.array([sample.is_json for sample in samples], dtype=bool),
         "label": np.array([sample.label for sample in samples], dtype=np.int64),
         "without_picture": np.array(without, dtype=np.int64),
@@ -108,6 +112,7 @@ class _Sample:
     key: str
     picture: tuple[int, int] = (0, -1)
     text: tuple[int, int] = (0, -1)
+    json: tuple[int, int] = (0, -1)
     is_json: bool = False
     label: int = -1
 
@@ -152,6 +157,7 @@ def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfil
         except ValueError as error:
             raise UserError(f"data.root: '{member.name}' in '{shard}' is no JSON ({error})") from error
         if isinstance(held, dict):
+            sample.json = place
             if sample.text[1] < 0 and isinstance(held.get("caption"), str):
                 sample.text, sample.is_json = place, True
             if sample.label < 0 and type(held.get("label")) is int:

@@ -83,6 +83,7 @@ class DiffusionModule(RunModule):
             {
                 **{f"encoder_{name}": part for name, part in encoders.items() if isinstance(part, nn.Module)},
                 **{f"stream_{name}": part for name, part in (streams or {}).items() if isinstance(part, nn.Module)},
+                **{f"text_{name}": x for name, x in conditioner.text_encoders.items() if isinstance(x, nn.Module)},
             }
         )
         self.stage = nn.ModuleDict()  # of the first stage, where it is trained too; not averaged

@@ -132,6 +132,8 @@ class TextEncoder(Protocol):
     """A frozen language model with its own tokenizer: captions -> token states, mask and perhaps a pooled vector."""
 
     spec: TokenSpec
+    length: int  # tokens per caption
+    pooled_dim: int | None  # width of the pooled vector
     fingerprint: str  # changes with weights, tokenizer and options: the name under which states may be stored
 
     def __call__(self, captions: Sequence[str]) -> TextStates: ...
@@ -168,8 +170,14 @@ class Conditioner(Protocol):
     """From a batch to the backbone's conditions, and the null condition that guidance uses.
 
     ``drop`` says which samples lose which condition (what :meth:`draw_drop` draws); names that are not the
-    conditioner's are other parts' business.
+    conditioner's are other parts' business. ``reads`` says by what a picture is asked for: ``label`` or ``caption``;
+    ``context_dim`` and ``pooled_dim`` are the widths of its text, None without.
     """
+
+    reads: str
+    text_encoders: Mapping[str, TextEncoder]
+    context_dim: int | None
+    pooled_dim: int | None
 
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond: ...
     def null(self, batch: int, device: torch.device) -> Cond: ...

@@ -8,7 +8,7 @@ Images are [B, 3, H, W] in [0, 1] at every border between parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -137,20 +137,7 @@ class Cond:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """Apply ``fn`` to every tensor present (to slice, move or repeat the batch)."""
-
-        def each(x: Tensor | None) -> Tensor | None:
-            return None if x is None else fn(x)
-
-        text = None if self.text is None else self.text.with_data(fn(self.text.data))
-        return Cond(
-            each(self.label),
-            text,
-            each(self.pooled),
-            each(self.groups),
-            each(self.text_mask),
-            each(self.size),
-            self.skip,
-        )
+        return self._pair(self, lambda own, same: fn(own))
 
     def where(self, drop: Bool[Tensor, " b"], null: Cond) -> Cond:
         """Replace the dropped rows by the null condition."""
@@ -165,21 +152,15 @@ class Cond:
         return self._pair(other, lambda a, b: torch.cat([a, b]))
 
     def _pair(self, other: Cond, fn: Callable[[Tensor, Tensor], Tensor]) -> Cond:
-        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else fn(a, b)
+        """``fn`` of every tensor that both have; ``skip`` is this one's."""
 
-        text = None
-        if self.text is not None and other.text is not None:
-            text = self.text.with_data(fn(self.text.data, other.text.data))
-        return Cond(
-            both(self.label, other.label),
-            text,
-            both(self.pooled, other.pooled),
-            both(self.groups, other.groups),
-            both(self.text_mask, other.text_mask),
-            both(self.size, other.size),
-            self.skip,
-        )
+        def both(a: Any, b: Any) -> Any:
+            if a is None or b is None:
+                return None
+            return a.with_data(fn(a.data, b.data)) if isinstance(a, Tokens) else fn(a, b)
+
+        names = [field.name for field in fields(self) if field.name != "skip"]
+        return replace(self, **{name: both(getattr(self, name), getattr(other, name)) for name in names})
 
 
 @dataclass(frozen=True)

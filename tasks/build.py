@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
 from repalign.encoders.streams import state_shape
+from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
-from repalign.protocols import Autoencoder, Encoder
+from repalign.protocols import Autoencoder, Backbone, Conditioner, Encoder, TextEncoder
+from repalign.state import StateShape
 from tasks.instantiate import build, check_targets
 
 
@@ -26,6 +30,7 @@ class Assembly:
     autoencoder: Autoencoder
     encoders: Mapping[str, Encoder]
     module: Any
+    text_encoders: Mapping[str, TextEncoder]
 
 
 def assemble(cfg: DictConfig) -> Assembly:
@@ -60,15 +65,16 @@ def assemble(cfg: DictConfig) -> Assembly:
     shape = state_shape(latent_shape, streams)
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
+    conditioner = make_conditioner(cfg, data.num_classes)
     torch.manual_seed(cfg.seed)
-    backbone = build(cfg.backbone, "backbone")(latent_shape=shape, num_classes=data.num_classes)
+    backbone = make_backbone(build(cfg.backbone, "backbone"), conditioner, shape, data.num_classes)
     backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,
         encoders=encoders,
         aligners=build(cfg.aligners, "aligners"),
-        conditioner=build(cfg.conditioner, "conditioner")(num_classes=data.num_classes),
+        conditioner=conditioner,
         latent_shape=shape,
         streams=streams,
     )
@@ -78,7 +84,43 @@ def assemble(cfg: DictConfig) -> Assembly:
             f"data.cache_latents: {type(module).__name__} trains the autoencoder, so stored latents would soon be "
             "those of another one; set data.cache_latents=false (data=latents has no pictures to train it on)"
         )
-    return Assembly(data, autoencoder, encoders, module)
+    return Assembly(data, autoencoder, encoders, module, stored_text_encoders(conditioner.text_encoders))
+
+
+def make_conditioner(cfg: DictConfig, num_classes: int) -> Conditioner:
+    """The conditioner; text encoders are built for one that names them among its arguments, and for no other."""
+    make = build(cfg.conditioner, "conditioner")
+    names = inspect.signature(make).parameters
+    text_encoders = build(cfg.text_encoders, "text_encoders") if "text_encoders" in names else {}
+    offered = {"num_classes": num_classes, "text_encoders": text_encoders}
+    return make(**{name: value for name, value in offered.items() if name in names})
+
+
+def make_backbone(
+    make: Callable[..., Backbone], conditioner: Conditioner, latent_shape: StateShape, num_classes: int
+) -> Backbone:
+    """The backbone, given those widths of the condition that it names among its arguments.
+
+    Raises:
+        UserError: when one of the two reads text and the other does not.
+    """
+    name, names = getattr(make, "func", make).__name__, inspect.signature(make).parameters
+    reads_text, kind = "context_dim" in names, type(conditioner).__name__
+    if conditioner.context_dim is not None and not reads_text:
+        raise UserError(f"backbone: {name} reads no text, which conditioner={kind} gives; set backbone=mmdit_d24 or so")
+    if conditioner.context_dim is None and reads_text and "num_classes" not in names:
+        raise UserError(f"conditioner: {kind} gives no text, which backbone={name} reads; set conditioner=text")
+    offered = {
+        "num_classes": num_classes,
+        "context_dim": conditioner.context_dim,
+        "pooled_dim": conditioner.pooled_dim,
+    }
+    return make(latent_shape=latent_shape, **{key: value for key, value in offered.items() if key in names})
+
+
+def stored_text_encoders(text_encoders: Mapping[str, TextEncoder]) -> dict[str, TextEncoder]:
+    """Those whose states are worth a store: the zeros of one that is left out are not."""
+    return {name: part for name, part in text_encoders.items() if not isinstance(part, AbsentTextEncoder)}
 
 
 def load_weights(module: DiffusionModule, path: str | Path) -> None:
@@ -95,6 +137,15 @@ def load_weights(module: DiffusionModule, path: str | Path) -> None:
 
         load_safetensors(module, file)
         return
+    module.load_state_dict(read_checkpoint(file))
+
+
+def read_checkpoint(file: Path) -> dict[str, Tensor]:
+    """The weights of a training checkpoint; no code from the file is run.
+
+    Raises:
+        UserError: when the file is torn or foreign.
+    """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -103,4 +154,4 @@ def load_weights(module: DiffusionModule, path: str | Path) -> None:
         ) from error
     if "state_dict" not in content:
         raise UserError(f"checkpoint: '{file}' is no training checkpoint of this project; import it by task=convert")
-    module.load_state_dict(content["state_dict"])
+    return content["state_dict"]

@@ -18,7 +18,7 @@ from tasks.signatures import arguments_of
 TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
-    "callbacks logger name run_name run_dir resume seed steps compile ema align overrides reference".split()
+    "callbacks logger name run_name run_dir init_from resume seed steps compile ema align overrides reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -124,11 +124,13 @@ def check_taps(cfg: DictConfig) -> None:
         return
     narrow = cfg.backbone.copy()
     if "heads" in narrow and "dim" in narrow:
-        narrow.dim = 4 * narrow.heads
+        narrow.dim = 12 * (narrow.heads or narrow.depth)  # a multiple of 4, and of 3 where sizes are embedded
     with open_dict(narrow):
         narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64
-    backbone = build(narrow, "backbone")(latent_shape=(4, side, side), num_classes=1)
+    sizes = {"num_classes": 1, "context_dim": 4, "pooled_dim": 4}
+    names = arguments_of(narrow["_target_"], "backbone._target_") or ("num_classes",)
+    backbone = build(narrow, "backbone")(latent_shape=(4, side, side), **{k: n for k, n in sizes.items() if k in names})
     for name, aligner in cfg.aligners.items():
         for key, tap in (
             (f"aligners.{name}.tap", aligner.tap),

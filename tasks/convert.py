@@ -17,19 +17,26 @@ from torch import Tensor, nn
 from lightning_modules.generative import Generative
 from repalign.backbones.clocks import unwrapped
 from repalign.backbones.ddt import DDT
+from repalign.backbones.mmdit import MMDiT
+from repalign.checkpoints.cross_dit import PixArtAdapter, PixArtDiffusersAdapter
 from repalign.checkpoints.ddt import DDTAdapter
 from repalign.checkpoints.deepflow import deepflow_adapter
+from repalign.checkpoints.dit import KEYS as DIT_KEYS
 from repalign.checkpoints.dit import DiTAdapter
+from repalign.checkpoints.dit_diffusers import DiTDiffusersAdapter
 from repalign.checkpoints.keys import StateDict
 from repalign.checkpoints.redi import ReDiAdapter
 from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
+from repalign.checkpoints.sd3 import KEYS as MMDIT_KEYS
+from repalign.checkpoints.sd3 import PREFIX, SD3Adapter, SD3DiffusersAdapter
 from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
+from tasks.convert_diffusers import CONFIGS, dit_config, read_folder, write_folder
 
 FORMAT = "repalign"
 
@@ -49,10 +56,25 @@ def _ddt(module: Generative, task: DictConfig) -> DDTAdapter:
     return DDTAdapter(module.latent_shape[0], blocks, list(module.aligners), average=task.weights == "ema")
 
 
+def _repa(module: Generative, task: DictConfig) -> REPAAdapter:
+    keys = MMDIT_KEYS if isinstance(unwrapped(module.backbone), MMDiT) else DIT_KEYS
+    return REPAAdapter(list(module.aligners), task.legacy_depth, keys)
+
+
+def _dit_diffusers(module: Generative, task: DictConfig) -> DiTDiffusersAdapter:
+    dit_config(unwrapped(module.backbone))  # refuses a network of another kind
+    return DiTDiffusersAdapter(unwrapped(module.backbone).pos_embed.detach().clone())
+
+
 FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "dit": lambda module, task: DiTAdapter(),
     "sit": lambda module, task: DiTAdapter(),
-    "repa": lambda module, task: REPAAdapter(list(module.aligners), task.legacy_depth),
+    "dit_diffusers": _dit_diffusers,
+    "sd3": lambda module, task: SD3Adapter(PREFIX),
+    "sd3_diffusers": lambda module, task: SD3DiffusersAdapter(),
+    "pixart": lambda module, task: PixArtAdapter(),
+    "pixart_diffusers": lambda module, task: PixArtDiffusersAdapter(),
+    "repa": _repa,
     "deepflow": lambda module, task: deepflow_adapter(list(module.aligners)),
     "ddt": _ddt,
     "reg": lambda module, task: reg_adapter(list(module.aligners)),
@@ -77,7 +99,7 @@ def run(cfg: DictConfig) -> None:
     if task.input is None:
         raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
-    if not source.is_file():
+    if not (source.is_file() or (task.family in CONFIGS and source.is_dir())):
         raise UserError(f"task.input: no file '{source}'")
     module: Generative = assemble(cfg).module
     adapter = FAMILIES[task.family](module, task)
@@ -91,10 +113,33 @@ def run(cfg: DictConfig) -> None:
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
         official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
-        _replace(target, lambda file: torch.save(dict.fromkeys(adapter.containers, official), file))
+        write_official(target, task.family, adapter, official, unwrapped(module.backbone))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
-    print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")
+    print(f"wrote {target} ({size_of(target) / 2**20:.1f} MiB)")
+
+
+def write_official(
+    target: Path, family: str, adapter: Adapter, official: Mapping[str, Tensor], network: nn.Module
+) -> None:
+    """A folder for diffusers, .safetensors with the bare tensors, or a file of torch with the official containers.
+
+    Raises:
+        UserError: when the family has no file of torch, or the folder holds something.
+    """
+    if family in CONFIGS:
+        write_folder(target, CONFIGS[family](network), official)
+    elif target.suffix == ".safetensors":
+        _replace(target, lambda file: save_file({key: x.contiguous() for key, x in official.items()}, file))
+    elif adapter.containers:
+        _replace(target, lambda file: torch.save(dict.fromkeys(adapter.containers, official), file))
+    else:
+        raise UserError(f"task.output: '{target.name}'; {family} checkpoints are .safetensors")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def parts_of(trained: nn.Module) -> dict[str, nn.Module]:
@@ -132,6 +177,8 @@ def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
     Raises:
         UserError: when the file is torn, holds code, or holds no state dict.
     """
+    if path.is_dir():
+        return read_folder(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

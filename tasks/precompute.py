@@ -31,6 +31,7 @@ from datamodules.repa_layout import import_repa_latents
 from datamodules.store import ArrayStore
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Encoder
+from tasks.build import stored_text_encoders
 from tasks.instantiate import build, check_targets
 
 
@@ -113,7 +114,7 @@ def _parts(cfg: DictConfig, process: int = 0) -> tuple[ImageDataModule, Networks
     networks = Networks(
         build(cfg.autoencoder, "autoencoder"),
         build(cfg.encoders, "encoders"),
-        build(cfg.text_encoders, "text_encoders"),
+        stored_text_encoders(build(cfg.text_encoders, "text_encoders")),
         device,
     )
     folder = None if cfg.task.output is None else Path(cfg.task.output).expanduser()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from callbacks.checkpoint import checkpoints_in
 from callbacks.pictures import class_indices, draw_labels, generate, grid_of, save_png
+from callbacks.prompts import Wanted, captions_for, rows_of
 from datamodules.progress import progress
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
@@ -38,7 +39,8 @@ def run(cfg: DictConfig) -> None:
             f"task.write: found {list(task.write)}; with task.parts above 1 each process writes [png] alone"
         )
     assembly, generator, checkpoint = restored(cfg)
-    labels = wanted_labels(cfg, assembly)
+    wanted = wanted_labels(cfg, assembly)
+    labels = rows_of(wanted)
     output = Path(task.output)
     writers = [_writer(name)(output, len(labels), task.columns) for name in task.write]
     serials = range(len(labels))[len(labels) * task.part // task.parts : len(labels) * (task.part + 1) // task.parts]
@@ -46,7 +48,9 @@ def run(cfg: DictConfig) -> None:
     output.mkdir(parents=True, exist_ok=True)
     done = 0
     with progress("sampling", len(own)) as advance:
-        for images in generate(generator, own, task.seed, task.batch_size, device(), serials):
+        for images in generate(
+            generator, wanted[serials.start : serials.stop], task.seed, task.batch_size, device(), serials
+        ):
             pictures = to_uint8(images, task.rounding).cpu()
             part = slice(done, done + len(pictures))
             for writer in writers:
@@ -55,6 +59,8 @@ def run(cfg: DictConfig) -> None:
             advance(len(pictures))
     for writer in writers:
         writer.close()
+    if not isinstance(wanted, Tensor):
+        (output / "captions.json").write_text(json.dumps(list(wanted), indent=2) + "\n")
     (output / "settings.json").write_text(json.dumps(settings(cfg, checkpoint), indent=2) + "\n")
     print(f"wrote {done} pictures ({', '.join(task.write)}) to {output}", flush=True)
 
@@ -95,22 +101,32 @@ def find_weights(named: str | None, run_dir: Path) -> Path:
     return found[-1]
 
 
-def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Int[Tensor, " n"]:
-    """Class of every picture.
+def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Wanted:
+    """Class of every picture, or its caption where the method reads captions.
 
     Raises:
-        UserError: for a class that the data does not have, or no picture at all.
+        UserError: for a class or captions that the data do not have, or no picture at all.
     """
     task, names = cfg.task, assembly.data.class_names
     if task.num_samples < 1:
         raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
+    if assembly.module.conditioner.reads == "caption":
+        return captions_for(task.num_samples, assembly.data.captions, task.prompts, "task.prompts")
     chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
     return draw_labels(task.labels, task.num_samples, task.seed, chosen, assembly.data.source.labels, "task.labels")
 
 
 def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     """What the pictures depend on, for the file beside them."""
-    wanted = ["ema", "num_samples", "classes", "labels", "seed", "rounding"]  # rounding: where pictures are written
+    wanted = [
+        "ema",
+        "num_samples",
+        "classes",
+        "labels",
+        "prompts",
+        "seed",
+        "rounding",
+    ]  # rounding: where pictures are written
     # Resolved in place: a copied node would look for ${...} in itself.
     task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
     assert isinstance(task, dict)

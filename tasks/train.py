@@ -19,6 +19,7 @@ from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from tasks.build import assemble
+from tasks.init_from import init_from
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
@@ -58,6 +59,8 @@ def attempt(cfg: DictConfig) -> None:
         return
     rank_zero_only(show_config)(cfg)
     assembly = assemble(cfg)
+    if checkpoint is None and cfg.init_from is not None:
+        init_from(assembly.module, cfg.init_from)
     assembly.module.seed = seed_after(roll_backs(run_dir), cfg.seed)
     _describe(cfg, run_dir)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
@@ -74,7 +77,10 @@ def attempt(cfg: DictConfig) -> None:
     )
     assembly.data.setup("fit")
     assembly.data.attach_cache(
-        autoencoder=assembly.autoencoder, encoders=assembly.encoders, device=trainer.strategy.root_device
+        autoencoder=assembly.autoencoder,
+        encoders=assembly.encoders,
+        text_encoders=assembly.text_encoders,
+        device=trainer.strategy.root_device,
     )
     for logger in loggers:
         if isinstance(logger, TidyCSVLogger):

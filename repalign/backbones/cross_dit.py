@@ -28,7 +28,7 @@ class CrossDiT(nn.Module):
 
     Args:
         latent_shape: (C, H, W) of the state; H and W fix the grid that taps announce.
-        text_dim: width of the text states.
+        context_dim: width of the text states.
         pooled_dim: width of the pooled text vector, or None; only :class:`repalign.nn.cross.PooledModulation` reads it.
         patch: patch size p.
         dim: width D.
@@ -55,7 +55,7 @@ class CrossDiT(nn.Module):
     def __init__(
         self,
         latent_shape: tuple[int, int, int],
-        text_dim: int,
+        context_dim: int,
         pooled_dim: int | None,
         patch: int,
         dim: int,
@@ -78,6 +78,7 @@ class CrossDiT(nn.Module):
         self.patch = patch
         self.dim = dim
         self.text_mask = text_mask
+        self.cross_norm = cross_norm
         self.variance_head = variance_head
         self.time_scale = time_scale
         self.base_side = base_side or grid[0]
@@ -86,7 +87,7 @@ class CrossDiT(nn.Module):
         self.patchify = PatchEmbed(latent_shape, patch, dim)
         self.pos_embed = nn.Buffer(self.positions(grid), persistent=False)
         self.modulation = modulation(dim, depth, pooled_dim)
-        self.text_embed = MLP(text_dim, dim, dim) if text_mlp else nn.Linear(text_dim, dim)
+        self.text_embed = MLP(context_dim, dim, dim) if text_mlp else nn.Linear(context_dim, dim)
         self.blocks = nn.ModuleList(CrossBlock(dim, heads, mlp_ratio, qk_norm, cross_norm) for _ in range(depth))
         self.linear = nn.Linear(dim, patch * patch * channels * (2 if variance_head else 1))
         self.tap_specs: Mapping[str, TokenSpec] = {f"block.{k}": TokenSpec(dim, grid) for k in range(1, depth + 1)}

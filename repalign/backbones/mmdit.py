@@ -32,7 +32,7 @@ class MMDiT(nn.Module):
 
     Args:
         latent_shape: (C, H, W) of the state; H and W fix the grid that taps announce.
-        text_dim: width of the text states.
+        context_dim: width of the text states.
         pooled_dim: width of the pooled text vector; None for a network that has none (REPA's text-to-image network).
         patch: patch size p.
         depth: number of blocks d.
@@ -60,7 +60,7 @@ class MMDiT(nn.Module):
     def __init__(
         self,
         latent_shape: tuple[int, int, int],
-        text_dim: int,
+        context_dim: int,
         pooled_dim: int | None,
         patch: int,
         depth: int,
@@ -85,11 +85,12 @@ class MMDiT(nn.Module):
         grid = (height // patch, width // patch)
         self.patch = patch
         self.time_scale = time_scale
+        self.table_spacing = table_spacing
         self.patchify = PatchEmbed(latent_shape, patch, dim)
         self.pos_embed = nn.Buffer(position_table(dim, table_side or max(grid), table_spacing, table_origin))
         self.time_embed = TimeEmbedding(dim)
         self.pooled_embed = None if pooled_dim is None else VectorEmbedding(pooled_dim, dim)
-        self.text_embed = nn.Linear(text_dim, dim)
+        self.text_embed = nn.Linear(context_dim, dim)
         self.blocks = nn.ModuleList(
             JointBlock(dim, heads, mlp_ratio, qk_norm, dual=k in dual_blocks, last=k == depth)
             for k in range(1, depth + 1)

@@ -79,9 +79,16 @@ _FUSED = re.compile(r"blocks\.\d+\.\w+\.attention2?\.qkv\.")
 
 
 class SD3Adapter:
-    """Keys of Stability-AI/sd3.5 and sd3-ref; a single file's other networks are left aside."""
+    """Keys of Stability-AI/sd3.5 and sd3-ref; a single file's other networks are left aside.
+
+    Args:
+        prefix: written before every key: :data:`PREFIX` for a file that the official code loads.
+    """
 
     containers = ()
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
 
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
         """Parts by name: {"backbone": state dict of ``repalign.backbones.mmdit.MMDiT``}."""
@@ -91,7 +98,7 @@ class SD3Adapter:
 
     def to_official(self, parts: dict[str, StateDict]) -> dict[str, Tensor]:
         """The official state dict of the network; heads of aligners stay behind."""
-        return KEYS.to_official(parts["backbone"])
+        return {self.prefix + key: value for key, value in KEYS.to_official(parts["backbone"]).items()}
 
 
 class SD3DiffusersAdapter:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repalign.protocols import Randomness
+from repalign.protocols import Randomness, TextEncoder
 from repalign.state import Cond
 
 
@@ -19,6 +19,11 @@ class LabelConditioner:
         num_classes: number of classes of the data.
         drop: probability with which a training sample loses its label (classifier-free guidance; DiT, SiT, REPA: 0.1).
     """
+
+    reads = "label"
+    text_encoders: Mapping[str, TextEncoder] = {}
+    context_dim = None
+    pooled_dim = None
 
     def __init__(self, num_classes: int, drop: float = 0.1) -> None:
         if not 0 <= drop <= 1:

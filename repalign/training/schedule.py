@@ -39,3 +39,19 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: int =
         floor: last learning rate as a fraction of the highest.
     """
     return LambdaLR(optimizer, WarmupCosine(steps, warmup, floor))
+
+
+@dataclass
+class Warmup:
+    """Factor on the learning rate: (n + 1) / warmup while n < warmup, then 1."""
+
+    warmup: int
+
+    def __call__(self, step: int) -> float:
+        """Factor of the step that comes after ``step`` finished ones."""
+        return min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+
+
+def linear_warmup(optimizer: torch.optim.Optimizer, *, warmup: int) -> LambdaLR:
+    """Linear warm-up, then constant: :class:`Warmup` on every parameter group's own learning rate."""
+    return LambdaLR(optimizer, Warmup(warmup))

@@ -15,7 +15,8 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 @pytest.fixture(autouse=True)
 def data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("REPALIGN_IMAGENET", str(tmp_path))
+    for name in ("IMAGENET", "CC12M", "COCO"):
+        monkeypatch.setenv(f"REPALIGN_{name}", str(tmp_path))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -56,19 +56,19 @@ def test_fingerprint_stands_for_weights_tokenizer_and_options(encoder, tmp_path)
 def test_pooling(encoder, tmp_path):
     assert TextEncoder(None, length=4)(["x"]).pooled is None
     assert TextEncoder(None, length=4, pooled="pooler")(["x"]).pooled.shape == (1, 384)
-    with pytest.raises(UserError, match=r"text_encoders\.main\.pooled: .* 'meen'. Did you mean 'mean'"):
+    with pytest.raises(UserError, match=r"text_encoders\.pooled: .* 'meen'. Did you mean 'mean'"):
         TextEncoder(None, length=4, pooled="meen")
 
 
 def test_what_is_no_folder_of_a_text_encoder_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"text_encoders\.main\.folder: no config.json in '/no/such'"):
+    with pytest.raises(UserError, match=r"text_encoders\.folder: no config.json in '/no/such'"):
         TextEncoder("/no/such", length=4)
     folder = shutil.copytree(get_model_path(), tmp_path / "copy")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # pickled weights are not read
-    with pytest.raises(UserError, match=r"text_encoders\.main\.folder: '.*copy' holds no text encoder") as caught:
+    with pytest.raises(UserError, match=r"text_encoders\.folder: '.*copy' holds no text encoder") as caught:
         TextEncoder(folder, length=4)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"text_encoders\.main\.length: .* found 0"):
+    with pytest.raises(UserError, match=r"text_encoders\.length: .* found 0"):
         TextEncoder(None, length=0)
 
 

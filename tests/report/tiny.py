@@ -33,6 +33,7 @@ class TinyModule(pl.LightningModule):
         self.run_dir = run_dir
         self.progress = SimpleNamespace(step=steps_done)
         self.drawn = []
+        self.conditioner = SimpleNamespace(reads="label")
 
     def training_step(self, batch, batch_idx):
         assert self.live.training and not self.average.training

@@ -1,10 +1,12 @@
-"""Official files of SRA, LayerSync and U-REPA through task=convert: in, out, and the same again."""
+"""Official files and folders of diffusers through task=convert: in, out, and the same again."""
 
 import pytest
 import torch
 
+from repalign.backbones.clocks import unwrapped
 from tasks.build import assemble
-from tasks.convert import FAMILIES, parts_of, read_official, run
+from tasks.convert import FAMILIES, parts_of, read_official, run, write_official
+from tasks.convert_diffusers import CONFIGS
 from tasks.launch import compose
 
 
@@ -15,24 +17,33 @@ from tasks.launch import compose
         ("sra", "sra_dit_b"),
         ("layer_sync", "layer_sync_sit_b"),
         ("u_repa", "u_repa_sit_b"),
+        ("repa", "repa_sd3_d24"),
+        ("sd3", "sd3_d15"),
+        ("sd3_diffusers", "sd3_d15"),
+        ("pixart", "cross_dit_xl"),
+        ("pixart_diffusers", "cross_dit_xl"),
+        ("dit_diffusers", "dit_s"),
     ],
 )
 def test_in_and_out_again_is_the_same_file(family, recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("REPALIGN_IMAGENET", str(tmp_path))
+    for name in ("IMAGENET", "CC12M", "COCO"):
+        monkeypatch.setenv(f"REPALIGN_{name}", str(tmp_path))
 
     def config(*words):
         base = [f"experiment={recipe}", "debug=tiny", f"paths.runs={tmp_path}", "task=convert", f"task.family={family}"]
         return compose([*base, *words])
 
-    files = [tmp_path / name for name in ("official.pt", "ours.safetensors", "back.pt")]
+    ending = "" if family in CONFIGS else ".safetensors" if family == "sd3" else ".pt"
+    files = [tmp_path / name for name in (f"official{ending}", "ours.safetensors", f"back{ending}")]
     cfg = config(f"task.input={files[0]}", f"task.output={files[1]}")
     module = assemble(cfg).module
     random = {
         name: {key: torch.randn_like(value) for key, value in part.state_dict().items()}
         for name, part in parts_of(module.trained).items()
     }
-    official = FAMILIES[family](module, cfg.task).to_official(random)
-    torch.save({"model": official, "ema": official}, files[0])
+    adapter = FAMILIES[family](module, cfg.task)
+    official = adapter.to_official(random)
+    write_official(files[0], family, adapter, official, unwrapped(module.backbone))
     run(cfg)
     run(config("task.direction=export", f"task.input={files[1]}", f"task.output={files[2]}"))
     back = read_official(files[2])

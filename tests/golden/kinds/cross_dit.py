@@ -30,7 +30,7 @@ def build(config: Mapping[str, Any], weights: Mapping[str, Tensor], latent: Tens
     channels = latent.shape[1]
     network = CrossDiT(
         latent_shape=(channels, *latent.shape[-2:]),
-        text_dim=config["caption"],
+        context_dim=config["caption"],
         pooled_dim=None,
         patch=PATCH,
         dim=config["heads"] * config["head_dim"],

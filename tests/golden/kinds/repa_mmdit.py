@@ -35,7 +35,7 @@ def mmdit_forward(case: Case) -> dict[str, Tensor]:
     config, inputs = case.config, case.inputs
     network = MMDiT(
         latent_shape=(config["in_channels"], config["input_size"], config["input_size"]),
-        text_dim=config["context_in"],
+        context_dim=config["context_in"],
         pooled_dim=None,
         patch=config["patch_size"],
         depth=config["depth"],

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from repalign.backbones.mmdit import MMDiT
 from repalign.checkpoints.sd3 import SD3Adapter, SD3DiffusersAdapter
+from repalign.conditioners.text import join_text, keep
 from repalign.nn.positions import central, paper_positions, position_table
-from repalign.state import Cond, Tokens
+from repalign.state import Cond, TextStates, Tokens
 from tests.golden.runner import Case, kind, only_keys
 
 NETWORK_KEYS = (
@@ -43,7 +44,7 @@ def build(
     only_keys(config, (*NETWORK_KEYS, *extra_keys), "config of the network")
     network = MMDiT(
         latent_shape=(config["in_channels"], *latent.shape[-2:]),
-        text_dim=config["context_dim"],
+        context_dim=config["context_dim"],
         pooled_dim=config["pooled_dim"],
         patch=config["patch_size"],
         depth=config["depth"],
@@ -109,3 +110,15 @@ def pos_embed(case: Case) -> dict[str, Tensor]:
     for axis in ("h", "w"):
         out[f"paper_positions_{axis}"] = paper_positions(example[f"{axis}_max"], example["S"])
     return out
+
+
+@kind("sd3.text_concat_dropout")
+def text_concat_dropout(case: Case) -> dict[str, Tensor]:
+    only_keys(case.config, ("clip_l_dim", "clip_g_dim", "t5_dim", "clip_tokens", "t5_tokens"))
+    inputs, states = case.inputs, {}
+    for column, name in enumerate(("clip_l", "clip_g", "t5")):
+        hidden = inputs[f"{name}_hidden"]
+        whole = TextStates(hidden, torch.ones_like(hidden[..., 0], dtype=torch.bool), inputs.get(f"{name}_pooled"))
+        states[name] = keep(whole, inputs["keep"][:, column].bool())
+    context, pooled = join_text([states["clip_l"], states["clip_g"]], states["t5"])
+    return {"context": context, "pooled": pooled}

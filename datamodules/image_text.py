@@ -1,0 +1,143 @@
+"""Training on pictures with captions, as squares or in buckets of aspect ratios."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from datamodules.base import ImageDataModule
+from datamodules.buckets import BucketBatchSampler, Buckets, bucket_sides
+from datamodules.cache import CachedOutputs, Making, as_float
+from datamodules.captions import CaptionMix
+from datamodules.dataset import SerialDataset
+from datamodules.encoded import EncodedPictures, UnreadableImage
+from datamodules.files import write_atomically
+from datamodules.outputs import Outputs
+from datamodules.progress import progress
+from repalign.errors import UserError
+
+
+class ImageTextDataModule(ImageDataModule):
+    """Batches of pictures with one of their captions, squares or in buckets of aspect ratios.
+
+    Args:
+        pictures: makes the source from ``root``, ``image_size``, ``on_corrupt``, ``upscale`` and ``cache_root``: the
+            classes of :mod:`datamodules.captioned`.
+        root, on_corrupt, upscale: see :class:`datamodules.encoded.EncodedPictures`.
+        original: probability of an original caption where there are synthetic ones (SD3: 0.5).
+        buckets: cut pictures to the bucket of the nearest aspect ratio; a batch is of one bucket. Pictures are then not
+            cached as latents.
+        bucket_step: sides are multiples of it; a multiple of the autoencoder's downsampling times the patch.
+        bucket_ratio: largest aspect ratio of a bucket.
+        cache_features: as in the base, but off unless asked for: text states of a large set fill a disk.
+        stream: see :class:`datamodules.base.ImageDataModule`.
+
+    Raises:
+        UserError: as the sources, and for buckets with stored latents.
+    """
+
+    def __init__(
+        self,
+        *,
+        pictures: Callable[..., Any],
+        root: str | Path | None,
+        on_corrupt: str = "stop",
+        upscale: bool = False,
+        original: float = 1.0,
+        buckets: bool = False,
+        bucket_step: int = 64,
+        bucket_ratio: float = 2.0,
+        cache_features: bool = False,
+        **stream: Any,
+    ) -> None:
+        super().__init__(cache_features=cache_features, **stream)
+        if buckets and self.cache_latents:
+            raise UserError("data.buckets: pictures of several shapes have no store yet; set data.cache_latents=false")
+        self.make_pictures = pictures
+        self.root = root
+        self.on_corrupt = on_corrupt
+        self.upscale = upscale
+        self.original = original
+        self.sides = bucket_sides(self.image_size, bucket_step, bucket_ratio) if buckets else None
+
+    def make_source(self) -> Any:
+        """Open the pictures; with buckets their sizes are read from their headers, once."""
+        source = self.make_pictures(
+            self.root, self.image_size, self.on_corrupt, self.upscale, cache_root=self.cache_root
+        )
+        if self.sides is not None:
+            source.buckets = Buckets(sizes_of(source, self.cache_root), self.sides)
+        return source
+
+    @cached_property
+    def squares(self) -> Any:
+        """The pictures as squares, whatever the training cuts them to: what scores compare with."""
+        if self.sides is None:
+            return self.source
+        return self.make_pictures(self.root, self.image_size, self.on_corrupt, upscale=True, cache_root=self.cache_root)
+
+    def images(self, indices: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
+        """Pictures by index, as squares."""
+        return torch.from_numpy(self.squares.load(list(indices))[0])
+
+    def reference_images(self, batch_size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+        """All pictures in order, as squares, in [0, 1]."""
+        for first in range(0, len(self.source), batch_size):
+            yield as_float(self.squares.load(list(range(first, min(first + batch_size, len(self.source)))))[0])
+
+    @cached_property
+    def mix(self) -> CaptionMix:
+        """The choice among a picture's captions."""
+        return CaptionMix(self.source, self.original, self.seed)
+
+    @cached_property
+    def dataset(self) -> SerialDataset:
+        """Batches for keys (serial number, index)."""
+        dataset = SerialDataset(self.source, self.seed, self.horizontal_flip)
+        dataset.mix = self.mix
+        return dataset
+
+    def cached(self, outputs: Outputs, making: Making) -> CachedOutputs:
+        """The store of a network's outputs; of captions it has a row for every caption of every picture."""
+        if not outputs.of_captions:
+            return super().cached(outputs, making)
+        return CachedOutputs(self.mix.all, outputs, self.cache_root, 1, making, self.verify)
+
+    def make_sampler(
+        self, global_batch: int, rank: int, world: int, accumulate: int, seed: int, start: int
+    ) -> Sampler[np.ndarray]:
+        """The order of training; with buckets every step is of one."""
+        if self.sides is None:
+            return super().make_sampler(global_batch, rank, world, accumulate, seed, start)
+        assert len(self.dataset), "the pictures are open"
+        return BucketBatchSampler(self.source.buckets, global_batch, rank, world, accumulate, seed, start)
+
+
+def sizes_of(source: EncodedPictures, cache_root: Path) -> np.ndarray:
+    """Original height and width of every picture, int32 [N, 2], from the headers; kept in the cache.
+
+    A picture that cannot be read counts as a square where such pictures are skipped.
+    """
+    file = cache_root / source.fingerprint / "sizes.npy"
+    if file.is_file():
+        return np.load(file, allow_pickle=False)
+    sizes = np.ones((len(source), 2), dtype=np.int32)
+    with progress("reading the sizes of pictures", len(source)) as advance:
+        for index in range(len(source)):
+            try:
+                sizes[index] = source.original_sizes([index])[0]
+            except UnreadableImage:
+                if source.on_corrupt == "stop":
+                    raise
+            advance(1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda partial: np.save(partial, sizes))
+    return sizes

@@ -8,7 +8,7 @@ Images are [B, 3, H, W] in [0, 1] at every border between parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -120,15 +120,17 @@ class TextStates:
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent.
+    """Conditions of a batch: class labels, text tokens, a pooled vector, a map beside the latent; each may be absent.
 
     ``groups`` gives every grid token the number of its group, when tokens of different groups must not see each other.
+    ``spatial`` is a map of the latent's size that joins its channels (a semantic map, a masked or a small picture).
     """
 
     label: Int[Tensor, " b"] | None = None
     text: Tokens | None = None
     pooled: Float[Tensor, "b p"] | None = None
     groups: Int[Tensor, "b n"] | None = None
+    spatial: Float[Tensor, "b c h w"] | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
         """Apply ``fn`` to every tensor present (to slice, move or repeat the batch)."""
@@ -137,7 +139,7 @@ class Cond:
             return None if x is None else fn(x)
 
         text = None if self.text is None else self.text.with_data(fn(self.text.data))
-        return Cond(each(self.label), text, each(self.pooled), each(self.groups))
+        return Cond(each(self.label), text, each(self.pooled), each(self.groups), each(self.spatial))
 
     def where(self, drop: Bool[Tensor, " b"], null: Cond) -> Cond:
         """Replace the dropped rows by the null condition."""
@@ -146,6 +148,11 @@ class Cond:
             return torch.where(drop.reshape(-1, *[1] * (kept.ndim - 1)), other, kept)
 
         return self._pair(null, pick)
+
+    def completed(self, other: Cond) -> Cond:
+        """What is absent here taken from another: a null condition keeps what has no null (the map of inpainting)."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Cond(**{name: theirs if own is None else own for name, (own, theirs) in pairs.items()})
 
     def concatenate(self, other: Cond) -> Cond:
         """Join two conditions along the batch."""
@@ -159,7 +166,11 @@ class Cond:
         if self.text is not None and other.text is not None:
             text = self.text.with_data(fn(self.text.data, other.text.data))
         return Cond(
-            both(self.label, other.label), text, both(self.pooled, other.pooled), both(self.groups, other.groups)
+            both(self.label, other.label),
+            text,
+            both(self.pooled, other.pooled),
+            both(self.groups, other.groups),
+            both(self.spatial, other.spatial),
         )
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from repalign.paths.gvp import GVPPath
 from repalign.paths.interpolant import Interpolant, scale
 from repalign.paths.linear import LinearPath
+from repalign.paths.angular import AngularVelocity
 from repalign.paths.parametrization import Data, Noise, Quantity, Score, Velocity
 from repalign.paths.vp import DiscreteVPPath, VPPath
 from repalign.samplers.field import DenoisingField
 from repalign.state import Cond, Output, PathSample, State, leading, map_state
 
 PATHS = {"linear": LinearPath(), "gvp": GVPPath(), "vp": VPPath(), "ddpm": DiscreteVPPath()}
-QUANTITIES = {"velocity": Velocity(), "noise": Noise(), "data": Data(), "score": Score()}
+QUANTITIES = {"velocity": Velocity(), "noise": Noise(), "data": Data(), "score": Score(), "angular": AngularVelocity()}
 
 
 class GaussianNetwork(nn.Module):

@@ -168,9 +168,16 @@ class Conditioner(Protocol):
     """From a batch to the backbone's conditions, and the null condition that guidance uses.
 
     ``drop`` says which samples lose which condition (what :meth:`draw_drop` draws); names that are not the
-    conditioner's are other parts' business.
+    conditioner's are other parts' business. A condition without a null is absent in :meth:`null` and stays under
+    guidance. A conditioner with weights of its own is an ``nn.Module``; they are trained with the network.
     """
 
+    @property
+    def reads(self) -> Collection[str]: ...  # of a batch: label, caption, image, boxes, segmentation
+    @property
+    def context_dim(self) -> int | None: ...  # width of Cond.text; None when there is none
+    @property
+    def concat_channels(self) -> int: ...  # of Cond.spatial; 0 when there is none
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond: ...
     def null(self, batch: int, device: torch.device) -> Cond: ...
     def draw_drop(self, random: Randomness) -> Mapping[str, Tensor]: ...  # name -> bool [B]

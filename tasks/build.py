@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from datamodules.examples import examples_of
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.conditioners.derive import derived
 from repalign.encoders.streams import state_shape
 from repalign.errors import UserError
-from repalign.protocols import Autoencoder, Encoder
+from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
+from repalign.training.generate import Examples
 from tasks.instantiate import build, check_targets
 
 
@@ -26,6 +31,7 @@ class Assembly:
     autoencoder: Autoencoder
     encoders: Mapping[str, Encoder]
     module: Any
+    text_encoders: Mapping[str, TextEncoder] = field(default_factory=dict)
 
 
 def assemble(cfg: DictConfig) -> Assembly:
@@ -58,19 +64,28 @@ def assemble(cfg: DictConfig) -> Assembly:
         name: make(features=features, latent_shape=latent_shape) for name, make in build(cfg.streams, "streams").items()
     }
     shape = state_shape(latent_shape, streams)
+    make_conditioner = build(cfg.conditioner, "conditioner")
+    # Without a conditioner that reads texts, no language model is built, whatever `text_encoder=` says.
+    asks = "text_encoders" in inspect.signature(make_conditioner).parameters
+    text_encoders = build(cfg.text_encoders, "text_encoders") if asks else {}
+    conditioner: Conditioner = derived(
+        make_conditioner, num_classes=data.num_classes, text_encoders=text_encoders, autoencoder=autoencoder
+    )
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
-    backbone = build(cfg.backbone, "backbone")(latent_shape=shape, num_classes=data.num_classes)
+    backbone = conditioned(build(cfg.backbone, "backbone"), conditioner, latent_shape=shape, num_classes=data.num_classes)
     backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
         autoencoder=autoencoder,
         encoders=encoders,
         aligners=build(cfg.aligners, "aligners"),
-        conditioner=build(cfg.conditioner, "conditioner")(num_classes=data.num_classes),
+        conditioner=conditioner,
         latent_shape=shape,
         streams=streams,
+        text_encoders=text_encoders,
+        examples=examples_for(data, conditioner),
     )
     module.run_dir = Path(cfg.run_dir)
     if module.trains_autoencoder and data.cache_latents:
@@ -78,7 +93,41 @@ def assemble(cfg: DictConfig) -> Assembly:
             f"data.cache_latents: {type(module).__name__} trains the autoencoder, so stored latents would soon be "
             "those of another one; set data.cache_latents=false (data=latents has no pictures to train it on)"
         )
-    return Assembly(data, autoencoder, encoders, module)
+    return Assembly(data, autoencoder, encoders, module, text_encoders)
+
+
+def conditioned(make: Callable[..., Any], conditioner: Conditioner, **sizes: Any) -> Any:
+    """The backbone, made for what the conditioner gives.
+
+    Raises:
+        UserError: when it does not read what the conditioner gives.
+    """
+    given = {"context_dim": conditioner.context_dim, "concat_channels": conditioner.concat_channels}
+    names = inspect.signature(make).parameters
+    for name, value in given.items():
+        if value and name not in names:
+            what = "tokens" if name == "context_dim" else "a map"
+            raise UserError(
+                f"conditioner: {type(conditioner).__name__} gives {what}, which this backbone does not read; set "
+                "backbone=unet_f8, or conditioner=label"
+            )
+    return derived(make, **sizes, **given)
+
+
+def examples_for(data: Any, conditioner: Conditioner) -> Examples | None:
+    """What the conditioner reads besides labels, for pictures that are drawn: that of the data's own pictures.
+
+    Raises:
+        UserError: when it reads pictures and batches would not carry them.
+    """
+    beside = set(conditioner.reads) - {"label"}
+    if not beside:
+        return None
+    if "image" in beside and not data.keep_images:
+        raise UserError(
+            f"data.keep_images: false, but {type(conditioner).__name__} reads pictures; set data.keep_images=true"
+        )
+    return partial(examples_of, data, with_images="image" in beside)
 
 
 def load_weights(module: DiffusionModule, path: str | Path) -> None:

@@ -123,8 +123,10 @@ def check_taps(cfg: DictConfig) -> None:
     if not cfg.aligners:
         return
     narrow = cfg.backbone.copy()
-    if "heads" in narrow and "dim" in narrow:
-        narrow.dim = 4 * narrow.heads
+    if "groups" in narrow:
+        narrow.groups = 1  # of a U-Net's norms: they divide every width
+    if "dim" in narrow:
+        narrow.dim = 4 * narrow.heads if narrow.get("heads") else narrow.get("head_dim", narrow.dim)
     with open_dict(narrow):
         narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64

@@ -74,7 +74,10 @@ def attempt(cfg: DictConfig) -> None:
     )
     assembly.data.setup("fit")
     assembly.data.attach_cache(
-        autoencoder=assembly.autoencoder, encoders=assembly.encoders, device=trainer.strategy.root_device
+        autoencoder=assembly.autoencoder,
+        encoders=assembly.encoders,
+        device=trainer.strategy.root_device,
+        text_encoders=assembly.text_encoders,
     )
     for logger in loggers:
         if isinstance(logger, TidyCSVLogger):

@@ -20,6 +20,10 @@ class LabelConditioner:
         drop: probability with which a training sample loses its label (classifier-free guidance; DiT, SiT, REPA: 0.1).
     """
 
+    reads = ("label",)
+    context_dim = None
+    concat_channels = 0
+
     def __init__(self, num_classes: int, drop: float = 0.1) -> None:
         if not 0 <= drop <= 1:
             raise ValueError(f"conditioner.drop must be in [0, 1], found {drop}")

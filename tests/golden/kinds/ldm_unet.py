@@ -32,13 +32,15 @@ def unet(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> UNet:
     height, width = (size, size) if isinstance(size, int) else size
     head_dim = config.get("num_head_channels", -1)
     transformer = config.get("use_spatial_transformer", False)
+    multipliers = config.get("channel_mult", (1, 2, 4, 8))
     network = UNet(
         latent_shape=(config["out_channels"], height, width),
         num_classes=(config.get("num_classes") or 1) - 1,
         dim=config["model_channels"],
-        multipliers=config.get("channel_mult", (1, 2, 4, 8)),
+        multipliers=multipliers,
         depth=config["num_res_blocks"],
-        attention=config["attention_resolutions"],
+        # Factors that no level has do nothing in the official code.
+        attention=[f for f in config["attention_resolutions"] if f in [2**k for k in range(len(multipliers))]],
         heads=config.get("num_heads", 1) if head_dim == -1 else None,
         head_dim=None if head_dim == -1 else head_dim,
         transformer_depth=config.get("transformer_depth", 1) if transformer else 0,

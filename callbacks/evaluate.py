@@ -15,6 +15,7 @@ from callbacks.journal import Journal
 from callbacks.pictures import draw_labels, evaluation_mode, generate
 from callbacks.prompts import Wanted, captions_for, taken
 from repalign.metrics.suite import FeatureMetrics
+from repalign.training.generate import asked_by
 
 
 class Evaluate(pl.Callback):
@@ -77,7 +78,7 @@ class Evaluate(pl.Callback):
         data = trainer.datamodule
         classes, pool = range(data.num_classes), data.source.labels
         wanted: Wanted
-        if pl_module.conditioner.reads == "caption":
+        if asked_by(pl_module.conditioner) == "caption":
             wanted = captions_for(self.num_samples, data.captions, None, "data.caption")
         else:
             key = "callbacks.evaluate.labels"

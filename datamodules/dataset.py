@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.captions import CaptionMix
 from datamodules.own_store import MOMENTS
-from datamodules.source import PictureSource
+from datamodules.source import Boxed, PictureSource
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
 
@@ -27,7 +27,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
 
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
     what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
-    ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any.
+    ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any;
+    ``boxes`` float32 [B, M, 5] when the pictures have them.
     The device takes moments apart and converts half precision: one piece and half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
@@ -93,6 +94,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
         for store in self.text_stores:
             batch |= _rows(store, index if self.mix is None else self.mix.rows(serial, index))
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
+        if isinstance(self.source, Boxed):
+            batch["boxes"] = torch.from_numpy(_mirrored(self.source.boxes(index.tolist()), flip))
         if self.mix is not None:
             batch.pop("caption", None)  # a store of latents keeps the first one
             if not self.text_stores:
@@ -120,6 +123,13 @@ class SerialDataset(Dataset[dict[str, Any]]):
 def _rows(store: ArrayStore, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """The arrays of a store for these rows."""
     return {name: torch.from_numpy(store.gather(name, rows)) for name in store.arrays if name not in BOOKKEEPING}
+
+
+def _mirrored(boxes: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    """Boxes [B, M, 5] of pictures of which some are mirrored; rows of class -1 stay."""
+    other = boxes.copy()
+    other[..., 1], other[..., 3] = 1 - boxes[..., 3], 1 - boxes[..., 1]
+    return np.where((flip[:, None] & (boxes[..., 0] >= 0))[..., None], other, boxes)
 
 
 class SerialLoader(DataLoader[dict[str, Any]]):

@@ -170,15 +170,20 @@ class Conditioner(Protocol):
     """From a batch to the backbone's conditions, and the null condition that guidance uses.
 
     ``drop`` says which samples lose which condition (what :meth:`draw_drop` draws); names that are not the
-    conditioner's are other parts' business. ``reads`` says by what a picture is asked for: ``label`` or ``caption``;
-    ``context_dim`` and ``pooled_dim`` are the widths of its text, None without.
+    conditioner's are other parts' business. A condition without a null is absent in :meth:`null` and stays under
+    guidance. A conditioner with weights of its own is an ``nn.Module``; they are trained with the network.
     """
 
-    reads: str
-    text_encoders: Mapping[str, TextEncoder]
-    context_dim: int | None
-    pooled_dim: int | None
-
+    @property
+    def reads(self) -> Collection[str]: ...  # of a batch: label, caption, image, boxes, segmentation
+    @property
+    def text_encoders(self) -> Mapping[str, TextEncoder]: ...  # the frozen ones that it runs
+    @property
+    def context_dim(self) -> int | None: ...  # width of Cond.text; None when there is none
+    @property
+    def pooled_dim(self) -> int | None: ...  # width of Cond.pooled; None when there is none
+    @property
+    def concat_channels(self) -> int: ...  # of Cond.spatial; 0 when there is none
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond: ...
     def null(self, batch: int, device: torch.device) -> Cond: ...
     def draw_drop(self, random: Randomness) -> Mapping[str, Tensor]: ...  # name -> bool [B]

@@ -123,8 +123,12 @@ def check_taps(cfg: DictConfig) -> None:
     if not cfg.aligners:
         return
     narrow = cfg.backbone.copy()
-    if "heads" in narrow and "dim" in narrow:
-        narrow.dim = 12 * (narrow.heads or narrow.depth)  # a multiple of 4, and of 3 where sizes are embedded
+    if "groups" in narrow:
+        narrow.groups = 1  # of a U-Net's norms: they divide every width
+    heads = narrow.get("heads") or (narrow.depth if "heads" in narrow else None)
+    if "dim" in narrow:
+        # A multiple of 4, and of 3 where sizes are embedded.
+        narrow.dim = 12 * heads if heads else narrow.get("head_dim", narrow.dim)
     with open_dict(narrow):
         narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64

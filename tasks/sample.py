@@ -19,7 +19,7 @@ from callbacks.prompts import Wanted, captions_for, rows_of
 from datamodules.progress import progress
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
-from repalign.training.generate import ImageGenerator
+from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
 
 __all__ = ["generate", "run"]
@@ -110,7 +110,7 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Wanted:
     task, names = cfg.task, assembly.data.class_names
     if task.num_samples < 1:
         raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
-    if assembly.module.conditioner.reads == "caption":
+    if asked_by(assembly.module.conditioner) == "caption":
         return captions_for(task.num_samples, assembly.data.captions, task.prompts, "task.prompts")
     chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
     return draw_labels(task.labels, task.num_samples, task.seed, chosen, assembly.data.source.labels, "task.labels")

@@ -26,7 +26,7 @@ from tasks.launch import compose
     ],
 )
 def test_in_and_out_again_is_the_same_file(family, recipe, tmp_path, monkeypatch):
-    for name in ("IMAGENET", "CC12M", "COCO"):
+    for name in ("IMAGENET", "CC12M", "COCO", "COCO_CAPTIONS"):
         monkeypatch.setenv(f"REPALIGN_{name}", str(tmp_path))
 
     def config(*words):

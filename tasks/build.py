@@ -74,7 +74,9 @@ def assemble(cfg: DictConfig) -> Assembly:
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
     torch.manual_seed(cfg.seed)
-    backbone = conditioned(build(cfg.backbone, "backbone"), conditioner, latent_shape=shape, num_classes=data.num_classes)
+    backbone = conditioned(
+        build(cfg.backbone, "backbone"), conditioner, latent_shape=shape, num_classes=data.num_classes
+    )
     backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),

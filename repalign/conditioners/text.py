@@ -16,8 +16,8 @@ from repalign.state import Cond, Tokens
 class TextConditioner:
     """Token states of a frozen text encoder, padding included (LDM, Stable Diffusion 1: CLIP-L's 77 x 768).
 
-    Read from the batch's ``text/<name>`` where a store has them, otherwise encoded from its captions. The null condition
-    is the empty caption.
+    Read from the batch's ``text/<name>`` where a store has them, otherwise encoded from its captions. The null
+    condition is the empty caption.
 
     Args:
         text_encoders: by name.

@@ -61,7 +61,8 @@ class CrossAttention(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         source = x if context is None else context.to(x.dtype)
         q, k, v = (
-            rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in (self.q(x), self.k(source), self.v(source))
+            rearrange(part, "b n (h d) -> b h n d", h=self.heads)
+            for part in (self.q(x), self.k(source), self.v(source))
         )
         return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
 

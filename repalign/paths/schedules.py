@@ -13,7 +13,6 @@ from torch import Tensor
 
 from repalign.errors import UserError
 
-
 Ends = tuple[float, float]  # the first and the last beta
 
 

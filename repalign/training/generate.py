@@ -25,7 +25,6 @@ from repalign.protocols import (
 from repalign.samplers.field import DenoisingField
 from repalign.state import Cond, State, StateShape, Streams, latent_of
 
-
 Examples = Callable[[Tensor, Randomness], Mapping[str, Any]]  # labels and draws -> what the conditioner reads
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repalign.paths.angular import AngularVelocity
 from repalign.paths.gvp import GVPPath
 from repalign.paths.interpolant import Interpolant, scale
 from repalign.paths.linear import LinearPath
-from repalign.paths.angular import AngularVelocity
 from repalign.paths.parametrization import Data, Noise, Quantity, Score, Velocity
 from repalign.paths.vp import DiscreteVPPath, VPPath
 from repalign.samplers.field import DenoisingField

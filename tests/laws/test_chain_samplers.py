@@ -130,7 +130,5 @@ def test_the_solver_is_that_of_diffusers(order, spacing):
         x = X_1
         for t in theirs.timesteps:
             x = theirs.step(field(x, (t.double() + 1) / 1000).pred, t, x).prev_sample
-        ours = DPMSolverPlusPlus(
-            steps, order, spacing, end="data" if ends == "zero" else "first_step", dtype="float64"
-        )
+        ours = DPMSolverPlusPlus(steps, order, spacing, end="data" if ends == "zero" else "first_step", dtype="float64")
         torch.testing.assert_close(ours(field, X_1, RANDOM), x, rtol=1e-4, atol=1e-4)

@@ -70,8 +70,8 @@ class InpaintingConditioner(_Map):
     """Inpainting: the latent of the masked picture and the mask beside the latent (LDM, section 4.5).
 
     The mask is 1 where the picture is missing and becomes -1 or 1, taken at the latent's size by nearest neighbours.
-    The masked picture has 0 in [-1, 1] there, its latent is the posterior's mean, normalised as all latents. A batch may
-    bring its own ``mask`` [B, 1, H, W]; otherwise it is drawn, as a function of the sample's serial number.
+    The masked picture has 0 in [-1, 1] there, its latent is the posterior's mean, normalised as all latents. A batch
+    may bring its own ``mask`` [B, 1, H, W]; otherwise it is drawn, as a function of the sample's serial number.
 
     Args:
         autoencoder: for the masked picture.

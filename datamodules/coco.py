@@ -17,7 +17,7 @@ from repalign.errors import UserError
 
 
 class CocoPictures(EncodedPictures):
-    """A folder of pictures and COCO's ``instances_*.json``: boxes by object class; the pictures have no class (label 0).
+    """A folder of pictures and COCO's ``instances_*.json``: boxes by object class; pictures have no class (label 0).
 
     Boxes follow the centre square: cut at its border, left out when less than a tenth of them is inside. Of more than
     ``objects`` a picture keeps the largest. Object classes are numbered 0, 1, ... in the order of the file's ids.

@@ -32,11 +32,13 @@ from repalign.checkpoints.sd3 import KEYS as MMDIT_KEYS
 from repalign.checkpoints.sd3 import PREFIX, SD3Adapter, SD3DiffusersAdapter
 from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
+from repalign.checkpoints.unet import DiffusersUNetAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
 from tasks.convert_diffusers import CONFIGS, dit_config, read_folder, write_folder
+from tasks.convert_unet import conditioner_of, ldm_adapter, unet_of
 
 FORMAT = "repalign"
 
@@ -82,6 +84,8 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "layer_sync": lambda module, task: DiTAdapter(),
     "sra": lambda module, task: SRAAdapter(list(module.aligners)),
     "u_repa": lambda module, task: URepaAdapter(list(module.aligners)),
+    "ldm": ldm_adapter,
+    "unet_diffusers": lambda module, task: DiffusersUNetAdapter(unet_of(module)),
 }
 
 
@@ -106,14 +110,14 @@ def run(cfg: DictConfig) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if task.direction == "import":
         parts = adapter.from_official(read_official(source, task.weights))
-        put_parts(parts_of(module.trained), parts, source)
+        put_parts({**parts_of(module.trained), **conditioner_of(module)}, parts, source)
         flat = {f"{part}/{key}": value.contiguous() for part, state in parts.items() for key, value in state.items()}
         _replace(target, lambda file: save_file(flat, file, {"format": FORMAT, "family": task.family}))
     elif task.direction == "export":
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
-        official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
-        write_official(target, task.family, adapter, official, unwrapped(module.backbone))
+        parts = {name: part.state_dict() for name, part in {**parts_of(owner), **conditioner_of(module)}.items()}
+        write_official(target, task.family, adapter, adapter.to_official(parts), unwrapped(module.backbone))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
     print(f"wrote {target} ({size_of(target) / 2**20:.1f} MiB)")
@@ -212,8 +216,8 @@ def load_safetensors(module: Generative, path: Path) -> None:
     for key, value in flat.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    for owner in (module.trained, module.ema.module):
-        put_parts(parts_of(owner), parts, path)
+    for owner in (parts_of(module.trained), parts_of(module.ema.module), conditioner_of(module)):
+        put_parts(owner, parts, path)
 
 
 def _replace(target: Path, write: Any) -> None:

@@ -13,9 +13,8 @@ from repalign.state import State
 class FirstBatchScale(nn.Module):
     """normalised = raw / std, with the standard deviation of all entries of the first training batch (LDM, appendix G).
 
-    LDM's ``scale_by_std``: one number for all channels, no shift. It is measured at the first call in training mode, over
-    all ranks, and kept in the checkpoint; until then it is 1. The sum of squares is about the mean, divided by the count
-    less one.
+    LDM's ``scale_by_std``: one number for all channels, no shift. Measured at the first call in training mode, over all
+    ranks, and kept in the checkpoint; until then it is 1. The sum of squares is divided by the count less one.
     """
 
     scale: Float[Tensor, ""]

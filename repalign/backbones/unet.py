@@ -92,6 +92,8 @@ class UNet(nn.Module):
         channels, height, width = latent_shape
         self.channels = channels
         self.depth = depth
+        self.heads = heads
+        self.head_dim = head_dim
         self.context_dim = context_dim
         self.concat_channels = concat_channels
         self.variance_head = variance_head
@@ -102,10 +104,9 @@ class UNet(nn.Module):
         residual = partial(ResBlock, cond_dim=cond_dim, groups=groups, scale_shift=scale_shift, dropout=dropout)
 
         def attend(size: int) -> nn.Module:
-            count = heads or size // int(head_dim or size)
             if transformer_depth:
-                return SpatialTransformer(size, context_dim, count, transformer_depth, groups)
-            return SpatialSelfAttention(size, count, groups)
+                return SpatialTransformer(size, context_dim, self.heads_of(size), transformer_depth, groups)
+            return SpatialSelfAttention(size, self.heads_of(size), groups)
 
         def block(size: int, out: int, level: int) -> UNetBlock:
             return UNetBlock(residual(size, out), attend(out) if 2**level in attention else None)
@@ -192,6 +193,10 @@ class UNet(nn.Module):
             return Output(out, {}, collector.found)
         pred, variance = out.chunk(2, dim=1)
         return Output(pred, {"variance": variance}, collector.found)
+
+    def heads_of(self, channels: int) -> int:
+        """Number of heads of an attention over so many channels."""
+        return self.heads if self.head_dim is None else channels // self.head_dim  # type: ignore[return-value]
 
     def _context(self, cond: Cond) -> Tensor | None:
         if self.context_dim is None:

@@ -29,11 +29,20 @@ class LDMUNetAdapter:
         average: read the average where the file has one.
         prefix: of the keys that are written.
         by_head: how the file sorts fused projections; False for ``use_new_attention_order``.
+        stage: names of the conditioner's weights, ours -> the file's; a part ``conditioner`` then goes along.
     """
 
     containers = ("state_dict",)
 
-    def __init__(self, network: UNet, average: bool = False, prefix: str = "", by_head: bool = True) -> None:
+    def __init__(
+        self,
+        network: UNet,
+        average: bool = False,
+        prefix: str = "",
+        by_head: bool = True,
+        stage: Mapping[str, str] | None = None,
+    ) -> None:
+        self.stage = dict(stage or {})
         self.names = layer_names(network, LDM)
         self.heads = {
             layer: network.get_submodule(layer.rpartition(".")[0]).heads  # of the attention around the projection
@@ -45,18 +54,24 @@ class LDMUNetAdapter:
         self.by_head = by_head
 
     def from_official(self, official: StateDict) -> dict[str, dict[str, Tensor]]:
-        """Parts by name: {"backbone": state dict of ``repalign.backbones.unet.UNet``}.
+        """Parts by name: ``backbone``, a state dict of ``repalign.backbones.unet.UNet``, and perhaps ``conditioner``.
 
         Raises:
-            UserError: for a key that this architecture does not have.
+            UserError: for a key that this architecture does not have, or a conditioner's that is missing.
         """
         house = _rename(self._network(official), {theirs: ours for ours, theirs in self.names.items()})
-        return {"backbone": {key: self._to_house(key, value) for key, value in house.items()}}
+        parts = {"backbone": {key: self._to_house(key, value) for key, value in house.items()}}
+        missing = [name for name in self.stage.values() if name not in official]
+        if missing:
+            raise UserError(f"checkpoint: no '{missing[0]}', which the conditioner needs; is this another model?")
+        conditioner = {ours: official[theirs] for ours, theirs in self.stage.items()}
+        return {**parts, "conditioner": conditioner} if conditioner else parts
 
     def to_official(self, parts: Mapping[str, StateDict]) -> dict[str, Tensor]:
-        """The official state dict of the backbone; other parts stay behind."""
+        """The official state dict of the backbone and of the conditioner; other parts stay behind."""
         house = {key: self._to_file(key, value) for key, value in parts["backbone"].items()}
-        return {self.prefix + key: value for key, value in _rename(house, self.names).items()}
+        network = {self.prefix + key: value for key, value in _rename(house, self.names).items()}
+        return network | {theirs: parts["conditioner"][ours] for ours, theirs in self.stage.items()}
 
     def _network(self, official: StateDict) -> StateDict:
         inside = "model.diffusion_model."

@@ -15,7 +15,7 @@ from repalign.state import Cond, Tokens
 
 
 class LayoutConditioner(nn.Module):
-    """Layout-to-image: three tokens an object (class, top left, bottom right) through a trained transformer (LDM, 4.3.2).
+    """Layout-to-image: three tokens an object (class, top left, bottom right) through a trained transformer (LDM).
 
     Places are cells of a ``grid`` x ``grid`` raster. Reads ``boxes`` [B, M, 5]: class, x_0, y_0, x_1, y_1 with
     coordinates in [0, 1] from the upper left corner; rows of class -1 are no object. It is optimised with the network

@@ -71,9 +71,9 @@ class LowResolutionConditioner(_Map):
 class InpaintingConditioner(_Map):
     """Inpainting: the latent of the masked picture and the mask beside the latent (LDM, section 4.5).
 
-    The mask is 1 where the picture is missing and becomes -1 or 1, taken at the latent's size by nearest neighbours. The
-    masked picture has 0 in [-1, 1] there, its latent is the posterior's mean, normalised as all latents. A batch may
-    bring its own ``mask`` [B, 1, H, W]; otherwise it is drawn, as a function of the sample's serial number.
+    The mask is 1 where the picture is missing and becomes -1 or 1, taken at the latent's size by nearest neighbours.
+    The masked picture has 0 in [-1, 1] there, its latent is the posterior's mean, normalised as all latents. A batch
+    may bring its own ``mask`` [B, 1, H, W]; otherwise it is drawn, as a function of the sample's serial number.
 
     Args:
         autoencoder: for the masked picture.
@@ -149,7 +149,7 @@ class SpatialRescaler(nn.Module):
 
 
 class SemanticMapConditioner(_Map, nn.Module):
-    """A semantic map beside the latent: one-hot classes through a trained :class:`SpatialRescaler` (LDM, section 4.3.2).
+    """A semantic map beside the latent: one-hot classes through a trained :class:`SpatialRescaler` (LDM, 4.3.2).
 
     Reads ``segmentation`` [B, H, W], int64. It is optimised with the network and not averaged.
 

@@ -20,7 +20,7 @@ def border_distance(height: int, width: int) -> Float[Tensor, "h w"]:
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of one size on a regular grid, recombined by weights that fall towards their borders (LDM's patch-wise mode).
+    """Crops of one size on a regular grid, joined by weights that fall towards their borders (LDM's patch-wise mode).
 
     The weight of a pixel of a crop is its border distance inside the crop, clipped, times the border distance of the
     crop among all crops, clipped too; overlapping crops are averaged by it.

@@ -23,9 +23,9 @@ class LatentDiffusionLoss(nn.Module):
     """l = mean |pred - target|^p at one random step k per sample, p = 2 or 1 (LDM, arXiv:2112.10752).
 
     losses: ``denoising`` = simple_weight (l / exp(s_k) + s_k), with the log variance s_k of step k; ``variational`` =
-    bound_weight w_k l with the weights of the variational bound, :func:`bound_weights`, when bound_weight is not 0. Both
-    [B], in float32 at least. s is trained if ``learn_log_variance``, and belongs to the objective: optimised with the
-    network, not averaged.
+    bound_weight w_k l with the weights of the variational bound, :func:`bound_weights`, when bound_weight is not 0.
+    Both [B], in float32 at least. s is trained if ``learn_log_variance``, and belongs to the objective: optimised with
+    the network, not averaged.
 
     Official name of the arguments: l_simple_weight, original_elbo_weight, logvar_init, learn_logvar, loss_type.
 

@@ -11,8 +11,8 @@ class AngularVelocity:
     """v = alpha eps - sigma x_0 (arXiv:2202.00512, appendix D; Stable Diffusion 2's ``v_prediction``).
 
     On a variance-preserving path with alpha = cos(phi), sigma = sin(phi) this is dx/dphi: the velocity dx/dt over
-    dphi/dt. On other paths nothing is lost either, since n = alpha^2 + sigma^2 is never 0: x_0 = (alpha x_t - sigma v) / n
-    and eps = (sigma x_t + alpha v) / n, so that no conversion to these two is singular.
+    dphi/dt. On other paths nothing is lost either, since n = alpha^2 + sigma^2 is never 0: x_0 = (alpha x_t - sigma v)
+    / n and eps = (sigma x_t + alpha v) / n, so that no conversion to these two is singular.
     """
 
     divides = True  # the score is still divided by sigma

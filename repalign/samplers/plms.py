@@ -22,8 +22,8 @@ class PLMS:
     """DDIM's deterministic step with a noise extrapolated from up to four predictions (PNDM, arXiv:2202.09778).
 
     The first step is Heun's: the mean of the noise here and of that after a whole DDIM step. Then (3 e - e_1) / 2,
-    (23 e - 16 e_1 + 5 e_2) / 12 and (55 e - 59 e_1 + 37 e_2 - 9 e_3) / 24 with the predictions of earlier steps, not the
-    extrapolated ones. steps + 1 calls of the field. As LDM runs it with ``steps: ldm50`` and ``end: first_step``.
+    (23 e - 16 e_1 + 5 e_2) / 12 and (55 e - 59 e_1 + 37 e_2 - 9 e_3) / 24 with the predictions of earlier steps, not
+    the extrapolated ones. steps + 1 calls of the field. As LDM runs it with ``steps: ldm50`` and ``end: first_step``.
 
     Args:
         steps, end, dtype: as for :class:`repalign.samplers.ddim.DDIM`.

@@ -16,8 +16,8 @@ def unet_config(network: nn.Module) -> dict[str, Any]:
     """The ``config.json`` of ``UNet2DConditionModel``, or of ``UNet2DModel`` without a context.
 
     Raises:
-        UserError: for another network, or one that diffusers has no equal of: blocks modulated by scale and shift, resampling by
-            residual blocks, transformers without a context, a variance head.
+        UserError: for another network, or one that diffusers has no equal of: blocks modulated by scale and shift,
+            resampling by residual blocks, transformers without a context, a variance head.
     """
     if not isinstance(network, UNet):
         raise UserError(

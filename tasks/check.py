@@ -18,7 +18,7 @@ from tasks.signatures import arguments_of
 TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
-    "callbacks logger name run_name run_dir resume seed steps compile ema align overrides reference".split()
+    "callbacks logger name run_name run_dir resume init_from seed steps compile ema align overrides reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -81,6 +81,7 @@ def check_composition(cfg: DictConfig) -> None:
                     f"choose the recipe's own {group}, or leave one out by ~{group}.{name}"
                 )
     check_root(cfg)
+    check_start(cfg)
     check_token_io(cfg)
     check_taps(cfg)
 
@@ -141,6 +142,35 @@ def check_root(cfg: DictConfig) -> None:
         raise UserError(f"data.root: has no value; {mend}")
     if "://" not in str(cfg.data.root) and not Path(cfg.data.root).expanduser().exists():
         raise UserError(f"data.root: no folder '{cfg.data.root}'; {mend}")
+
+
+def check_start(cfg: DictConfig) -> None:
+    """The weights that a training begins with are there.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if cfg.task.name != "train":
+        return  # other tasks read the weights of the run
+    for key in ("init_from", "tuning.weights"):
+        raw, value = _raw(cfg, key), OmegaConf.select(cfg, key)
+        if raw is None or value == "random":
+            continue
+        if value is None:
+            raise UserError(
+                f"{key}: this recipe begins with given weights; set {key}=FILE or the environment variable "
+                "REPALIGN_BASE (a .safetensors of task=convert), or random for fresh ones"
+            )
+        if not Path(str(value)).expanduser().is_file():
+            raise UserError(f"{key}: no file '{value}'; give a .safetensors of task=convert, or a .ckpt of a run")
+
+
+def _raw(cfg: DictConfig, key: str) -> Any:
+    """A value as written, interpolations unresolved; None where there is no such key."""
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def check_token_io(cfg: DictConfig) -> None:

@@ -22,6 +22,7 @@ from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
+from tasks.start import start_from
 
 # What a module that runs its phases by hand does itself, and Lightning refuses to be told as well.
 BY_HAND = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
@@ -60,6 +61,9 @@ def attempt(cfg: DictConfig) -> None:
     assembly = assemble(cfg)
     assembly.module.seed = seed_after(roll_backs(run_dir), cfg.seed)
     _describe(cfg, run_dir)
+    if checkpoint is None and cfg.init_from not in (None, "random"):
+        kept = start_from(assembly.module, cfg.init_from)
+        print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []

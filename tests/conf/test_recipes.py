@@ -16,6 +16,7 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 @pytest.fixture(autouse=True)
 def data_root(monkeypatch, tmp_path):
     monkeypatch.setenv("REPALIGN_IMAGENET", str(tmp_path))
+    monkeypatch.setenv("REPALIGN_BASE", __file__)  # of recipes that begin with given weights; the checks do not open it
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

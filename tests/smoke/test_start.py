@@ -40,7 +40,14 @@ def imported(tmp_path, recipe, family, *words):
 def test_layer_sync_regularises_low_rank_tuning_of_an_imported_checkpoint(tmp_path):
     peft = pytest.importorskip("peft")
     shallow = "backbone.depth=4"
-    _, base = imported(tmp_path, "sit_xl", "sit", shallow, "optimizer.lr=0.05")
+    base = tmp_path / "base.safetensors"
+    words = ["experiment=sit_xl", "task=convert", "task.family=sit", f"task.output={base}", shallow]
+    cfg = composed(tmp_path, *words, f"task.input={tmp_path / 'official.pt'}")
+    network = unwrapped(assemble(cfg).module.backbone)
+    weights = {key: 0.1 * torch.randn_like(value) for key, value in network.state_dict().items()}
+    official = convert.FAMILIES["sit"](None, cfg.task).to_official({"backbone": weights})
+    torch.save({"ema": official}, cfg.task.input)
+    convert.run(cfg)
     recipe = ["experiment=layer_sync_lora_sit_xl", f"tuning.weights={base}", shallow]
     recipe += ["align.layer_sync.tap=block.2", "align.layer_sync.target=block.4"]
     run_dir = train(tmp_path, *recipe, "optimizer.lr=0.05")

@@ -25,6 +25,7 @@ from repalign.protocols import (
 from repalign.state import StateShape, TokenSpec
 from repalign.training.ema import EMA
 from repalign.training.generate import Examples, ImageGenerator
+from repalign.training.parts import check_parts
 
 AlignerFactory = Callable[..., nn.Module]
 
@@ -108,6 +109,7 @@ class DiffusionModule(RunModule):
         self.guidance = guidance
         self.latent_shape = latent_shape
         self.contract()
+        check_parts(backbone, objective, self.aligners)
         if compile:
             backbone.compile()
 

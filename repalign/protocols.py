@@ -47,7 +47,8 @@ class Backbone(Protocol):
     print it), ``encoder.8``, ``mid``, ``block.8/text``. ``uses_carry`` says that the output holds a ``carry`` which
     makes a later call cheaper (DDT's shared encoder, a key-value cache); a batch then may not change its size.
     A deeply supervised network takes a time for each of its K branches and says so by an attribute ``branches``; one
-    without the attribute has a single branch.
+    without the attribute has a single branch. Which times a network takes is its attribute ``times``, some of
+    ``sample``, ``branch`` and ``group`` (:class:`Objective`); one without the attribute takes one time a sample.
     """
 
     tap_specs: Mapping[str, TokenSpec]
@@ -105,7 +106,11 @@ class TimeSampler(Protocol):
 
 
 class Objective(Protocol):
-    """A training loss: it makes the draw, then calls the backbone, once or many times."""
+    """A training loss: it makes the draw, then calls the backbone, once or many times.
+
+    Its attribute ``times`` says what its draw's t is: ``sample`` [B], the default; ``branch`` [B, K], one for each
+    branch of the backbone; ``group`` [B, K], one for each group of tokens.
+    """
 
     def draw(self, x_0: State, random: Randomness) -> Draw: ...
     def __call__(

@@ -38,6 +38,7 @@ from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
 from tasks.convert_diffusers import CONFIGS, dit_config, read_folder, write_folder
+from tasks.convert_lora import convert_lora
 from tasks.convert_unet import conditioner_of, ldm_adapter, unet_of
 
 FORMAT = "repalign"
@@ -98,8 +99,10 @@ def run(cfg: DictConfig) -> None:
     task = cfg.task
     if task.family in AUTOENCODERS:
         return convert_autoencoder(cfg)
+    if task.family == "lora":
+        return convert_lora(cfg)
     if task.family not in FAMILIES:
-        raise unknown_choice("task.family", task.family, (*FAMILIES, *AUTOENCODERS), "family of checkpoints")
+        raise unknown_choice("task.family", task.family, (*FAMILIES, "lora", *AUTOENCODERS), "family of checkpoints")
     if task.input is None:
         raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
@@ -205,6 +208,17 @@ def load_safetensors(module: Generative, path: Path) -> None:
     Raises:
         UserError: when the file is torn, not ours, or of another architecture.
     """
+    parts = read_parts(path)
+    for owner in (parts_of(module.trained), parts_of(module.ema.module), conditioner_of(module)):
+        put_parts(owner, parts, path)
+
+
+def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
+    """State dicts by part from a file that ``task=convert`` wrote.
+
+    Raises:
+        UserError: when the file is torn or not ours.
+    """
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
@@ -216,8 +230,7 @@ def load_safetensors(module: Generative, path: Path) -> None:
     for key, value in flat.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    for owner in (parts_of(module.trained), parts_of(module.ema.module), conditioner_of(module)):
-        put_parts(owner, parts, path)
+    return parts
 
 
 def _replace(target: Path, write: Any) -> None:

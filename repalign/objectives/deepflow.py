@@ -37,6 +37,8 @@ class DeepSupervision:
             how many branches it has by its attribute ``branches``; without one it has a single branch.
     """
 
+    times = "branch"
+
     def __init__(
         self, path: Path, time_sampler: TimeSampler, weights: Sequence[float], acceleration_weight: float
     ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from repalign.errors import UserError
 from repalign.objectives.weighting import Weighting
 from repalign.paths.interpolant import scale
 from repalign.paths.parametrization import Quantity
@@ -28,6 +29,9 @@ class Denoising:
         error: the quantity in which the error is measured, when it is not the predicted one. SiT measures a score's
             error as ``Noise``, and its weight ``velocity`` is the error as ``Velocity``; JiT predicts ``Data`` and
             measures ``Velocity``.
+
+    Raises:
+        UserError: at a draw, when the time sampler gives more than one time a sample.
     """
 
     def __init__(
@@ -46,7 +50,14 @@ class Denoising:
 
     def draw(self, x_0: State, random: Randomness) -> Draw:
         """Times from the stream of the time sampler, noise from the stream ``eps``."""
-        return Draw(t=self.time_sampler(random), eps=random.normal_like("eps", x_0))
+        t = self.time_sampler(random)
+        if t.ndim != 1:
+            raise UserError(
+                f"time_sampler and objective do not go together: {type(self.time_sampler).__name__} gives "
+                f"{t.shape[1]} times a sample, this objective takes one; set objective=deepflow backbone=deepflow_*, "
+                "or another time_sampler"
+            )
+        return Draw(t=t, eps=random.normal_like("eps", x_0))
 
     def __call__(
         self,

@@ -74,7 +74,10 @@ class VariationalDenoising:
         if pred is None:
             return step
         if "variance" not in step.output.heads:
-            raise UserError("objective: the backbone has no head 'variance'; set backbone.variance_head=true")
+            raise UserError(
+                "objective and backbone do not go together: a learned variance needs a backbone with a head "
+                "'variance'; set backbone.variance_head=true (backbone=sit_*, sit_down_*), or objective=denoising"
+            )
         head = step.output.heads["variance"]
         assert sample is not None, "denoising makes a path sample"
 

@@ -46,6 +46,7 @@ class EncoderFeatures(Frozen):
             raise UserError(f"metric.network.encoder: {type(encoder).__name__} has no fingerprint to keep numbers by")
         self.encoder = encoder
         self.size = size
+        self.resize = f"bicubic, antialiased, to {size}"
         self.fingerprint = f"{fingerprint}-{'class' if encoder.spec.prefix else 'mean'}-{size}"
 
     @torch.no_grad()
@@ -83,6 +84,7 @@ class ClipFeatures(Frozen):
             raise UserError(f"{key}: '{folder}' holds no CLIP ({str(error).splitlines()[0]}); {wanted}") from error
         self.network: nn.Module = network
         self.size: int = network.config.image_size
+        self.resize = f"bicubic, antialiased, to {self.size}"
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).reshape(3, 1, 1), persistent=False)
         self.fingerprint = f"clip-{self.size}-{digest(network)}"

@@ -55,6 +55,7 @@ class InceptionV3Features(nn.Module):
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {wanted}") from error
+        self.resize = "bilinear of TensorFlow 1, to 299"
         self.fingerprint = f"inception-{found[:16]}"
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         self._early: list[Tensor] = []

@@ -12,9 +12,11 @@ from repalign.metrics.kid import KernelDistance
 from repalign.metrics.protocol import FIELDS, differences, hash_of, protocol_of
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics, SeveralFeatures
-from tasks.evaluate import set_reference
+from tasks.evaluate import set_reference, summary, write_evaluation
 from tasks.launch import compose
+from tasks.report import write_report
 from tests.metrics.small import SmallNetwork, pictures
+from tests.report.made_up import make_run
 
 DRAWING = {"labels": "uniform", "rounding": "round", "sampler": {"steps": 50}, "guidance": None, "seed": 0, "ema": True}
 
@@ -126,3 +128,16 @@ def test_adm_reference_batch_gives_moments_and_pictures(tmp_path):
     only = FeatureMetrics(SmallNetwork(), {"fd": FrechetDistance()})
     set_reference(only, file, None, tmp_path / "none", 16)  # moments are enough
     assert not (tmp_path / "none").exists()
+
+
+def test_a_report_of_several_protocols_says_so(tmp_path):
+    for name, labels in (("a", "uniform"), ("b", "balanced")):
+        make_run(tmp_path / name)
+        metrics = scored(draws=2)
+        lines = score_lines(metrics, metrics.compute(), {**DRAWING, "labels": labels}, 3)
+        append_scores(tmp_path / name / "metrics.jsonl", lines)
+        write_evaluation(summary(metrics, lines), tmp_path / name / "evaluation.json")
+    page = write_report(tmp_path).read_text()
+    assert "fd: numbers of 2 protocols" in page and "labels: uniform against balanced" in page
+    page = write_report(tmp_path / "a").read_text()
+    assert lines[0]["protocol"] not in page and "labels: uniform" in page and " ± " in page

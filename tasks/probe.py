@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -31,20 +30,9 @@ from repalign.training.step import state_of
 from repalign.training.tap_features import pooled_taps, tap_tokens
 from tasks.instantiate import build
 from tasks.probe_pictures import component_grid, heat_map
+from tasks.probe_rows import Row, write_rows
 from tasks.processes import device
 from tasks.sample import restored, settings
-
-COLUMNS = ("tap", "t", "measure", "value")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured number: ``measure`` is ``accuracy``, ``cknna/<encoder>`` or ``cka/<encoder>``."""
-
-    tap: str
-    t: float
-    measure: str
-    value: float
 
 
 @dataclass(frozen=True)
@@ -185,24 +173,6 @@ def _components(
 def _joined(states: list[State]) -> State:
     joined = {name: torch.cat(parts) for name, parts in stream_by_stream(*states).items()}
     return Streams(joined) if isinstance(states[0], Streams) else joined[""]
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """A CSV file that is whole or not there."""
-    partial = path.with_suffix(".incomplete")
-    with open(partial, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows((row.tap, row.t, row.measure, repr(row.value)) for row in rows)
-    os.replace(partial, path)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """What :func:`write_rows` wrote; none when it is not there."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return [Row(r["tap"], float(r["t"]), r["measure"], float(r["value"])) for r in csv.DictReader(file)]
 
 
 def _check(task: DictConfig) -> None:

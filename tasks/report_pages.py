@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tasks.report_alignment import alignment_figures
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
 from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
 from tasks.report_scores import evaluation_of, protocol_notes
@@ -73,6 +74,7 @@ def sweep_page(runs: Sequence[RunFolder], folder: Path) -> dict[str, Any]:
         "metrics": metrics,
         "variants": [_variant_row(v, variants, metrics, folder) for v in variants],
         "plots": [_band_figure(variants, name) for name in metrics if any(band(v, name) for v in variants)],
+        "alignment": alignment_figures(variants, metrics),
         "grids": [{"source": _png(g.path), "caption": f"{v.label} (step {g.step:,})"} for v, g in grids],
         "attributions": sorted({text for run in runs for text in attributions(run)}),
     }

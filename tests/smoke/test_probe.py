@@ -10,6 +10,7 @@ from repalign.errors import UserError
 from tasks import probe
 from tasks.check import check_composition
 from tasks.launch import compose
+from tasks.probe_rows import read_rows
 from tests.smoke.test_recipes_train import train
 
 
@@ -26,7 +27,7 @@ def test_every_layer_at_every_time(tmp_path, experiment):
     words = ["task.taps=[block.1,block.4]", "task.times=[0.2,0.8]", "task.shown=2", "task.neighbors=4"]
     probe.run(composed(tmp_path, experiment, *words))
     folder = run_dir / "probe"
-    rows = probe.read_rows(folder / "probe.csv")
+    rows = read_rows(folder / "probe.csv")
     measures = {"accuracy", "cknna/main", "cka/main"}
     assert {(r.tap, r.t, r.measure) for r in rows} == {
         (tap, t, m) for tap in ("block.1", "block.4") for t in (0.2, 0.8) for m in measures

@@ -81,6 +81,7 @@ class Lite0Features(Frozen):
         super().__init__()
         self.preprocess = EncoderInput(MEAN, STD, input_size, resize_first=True, antialias=True)
         self.network = lite0()
+        self.resize = f"bicubic, antialiased, to {input_size}"
         self.fingerprint = f"lite0-{input_size}-{digest(self.network, 'pooled', self.preprocess.facts)}"
         self.freeze()
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repalign.metrics.alignment import cknna
-from repalign.protocols import Autoencoder, Backbone, Conditioner, Encoder, Path
+from repalign.protocols import Autoencoder, Backbone, Conditioner, Encoder, Path, StreamSource
 from repalign.random import SampleRandom
 from repalign.state import Tokens, leading
-from repalign.training.step import Batch, features_of, latents_of
+from repalign.training.step import Batch, features_of, state_of
 
 
 @torch.no_grad()
@@ -26,6 +26,7 @@ def alignment_of_taps(
     conditioner: Conditioner,
     autoencoder: Autoencoder,
     encoders: Mapping[str, Encoder],
+    streams: Mapping[str, StreamSource] | None = None,
     t: float = 0.5,
     neighbors: int = 10,
     seed: int = 0,
@@ -44,6 +45,8 @@ def alignment_of_taps(
         conditioner: gives the null condition.
         autoencoder: gives the latents.
         encoders: by name.
+        streams: what is diffused beside the latent; where it comes from this encoder, the backbone sees the features
+            themselves, noised, and the value says less.
         t: time of the latents, in the house's direction.
         neighbors: see :func:`repalign.metrics.alignment.cknna`.
         seed: of the noise.
@@ -56,7 +59,7 @@ def alignment_of_taps(
     for batch in batches:
         label = batch["label"]
         random = SampleRandom(seed, batch["serial"].tolist(), label.device)
-        x_0 = latents_of(batch, autoencoder, random)
+        x_0 = state_of(batch, autoencoder, encoders, streams or {}, random)
         times = torch.full((len(label),), t, device=leading(x_0).device)
         x_t = path.sample(x_0, random.normal_like("eps", x_0), times).x_t
         output = backbone(x_t, times, conditioner.null(len(label), label.device), taps=taps, only_taps=True)

@@ -31,7 +31,7 @@ from tasks.report_data import read_run  # noqa: E402
 METHODS = ("none", "sra", "layer_sync", "deepflow", "repa", "reg", "redi", "repa_e", "ddt")
 SEEDS = (0, 1, 2)
 METRICS = ("fd_lite0", "kid_lite0", "is_lite0")
-STEPS, EVERY = 360, 120
+STEPS, EVERY, PICTURES = 300, 100, 320
 RUNS = Path(os.environ.get("REPALIGN_RUNS", "runs")) / "aligner_family_embedded"
 PCA_FILE = RUNS / "components.safetensors"
 COST = (8, 24, 3)  # steps of the short and of the long training whose difference is the cost, and rounds
@@ -72,7 +72,8 @@ def study(method: str, seed: int) -> None:
     """Train one run and probe it, unless its rows are there."""
     if (method, str(seed)) in {(row["method"], row["seed"]) for row in rows_of("alignment.csv")}:
         return
-    words = (f"steps={STEPS}", f"callbacks.evaluate.every={EVERY}", "callbacks.checkpoint.every=60")
+    scores = (f"callbacks.evaluate.every={EVERY}", f"callbacks.evaluate.num_samples={PICTURES}")
+    words = (f"steps={STEPS}", *scores, "callbacks.checkpoint.every=50")
     cfg = composed(method, seed, *words)
     train.run(cfg)
     metrics = read_run(Path(cfg.run_dir)).metrics

@@ -42,7 +42,7 @@ class Band:
 
 
 def runs_below(folder: Path) -> list[RunFolder]:
-    """Every run folder below a folder, by name, numbers as numbers; run folders inside run folders are not looked for."""
+    """Every run folder below a folder, by name, jobs by number; run folders inside run folders are not looked for."""
     found: list[RunFolder] = []
     for path in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: (len(p.name) * p.name.isdigit(), p)):
         found += [read_run(path)] if is_run(path) else runs_below(path)

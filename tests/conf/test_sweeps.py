@@ -34,7 +34,7 @@ def test_typed_words_take_the_place_of_the_files():
 
 
 def test_an_interval_is_checked_at_its_ends():
-    assert combinations(["align.weight=tag(log,interval(0.1,2))"]) == [["align.weight=0.1"], ["align.weight=2"]]
+    assert combinations(["align.weight=tag(log,interval(0.1,2))"]) == [["align.weight=0.1"], ["align.weight=2.0"]]
 
 
 def test_the_words_for_all_jobs_wait_where_the_recipe_is_swept():

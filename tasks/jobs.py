@@ -93,7 +93,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 def _write(folder: Path, content: dict[str, Any], finished: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.incomplete"
+    partial = folder / f".{RECORD}.{os.getpid()}"  # every process of a job writes it, and they write the same
     partial.write_text(json.dumps({"finished": finished, "composition": content}, indent=1), encoding="utf-8")
     os.replace(partial, folder / RECORD)
 

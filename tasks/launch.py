@@ -63,7 +63,7 @@ def launch(argv: list[str]) -> int:
         if not FLAGS_THAT_SHOW & set(argv):
             for cfg in composed:
                 check_composition(cfg)  # before Hydra composes twice more: a mistake is answered a second earlier
-            if not sweeping:
+            if not sweeping and "LOCAL_RANK" not in os.environ:  # a further process of a job has the job's words
                 check_single(overrides)
         flags = [word for word in argv if word not in overrides]
         _run_hydra([*flags, *for_all_jobs(overrides)] if sweeping else argv, sweeping)
@@ -104,6 +104,8 @@ def run_job(cfg: DictConfig) -> float | None:
     sweeping = context.mode == RunMode.MULTIRUN
     if sweeping:
         cfg.run_dir = context.runtime.output_dir  # one folder per job
+        # Lightning starts the further processes of a job by this line: they run the job, not the sweep.
+        sys.argv = [str(ROOT / "run.py"), *context.overrides.task, f"run_dir={cfg.run_dir}"]
     cfg.overrides = list(context.overrides.task)
     try:
         check_composition(cfg)

@@ -88,6 +88,16 @@ def test_launchers_run_two_jobs_and_skip_them_the_next_time(launcher, tmp_path):
     assert [(folder / "metrics.csv").stat().st_mtime_ns for folder in folders] == times
 
 
+def test_a_job_on_two_processes_is_one_job(tmp_path):
+    """Lightning's second process joins the job; it does not start the sweep again."""
+    words = (*WORDS[:3], "align.weight=0.5", "~callbacks.evaluate", "trainer.devices=2", "trainer.strategy=ddp")
+    start(tmp_path, *words)
+    folder = tmp_path / "runs" / "coefficient" / "sweep"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0"]
+    assert finished(folder / "0") and steps_of(folder / "0") == [2]
+    assert start(tmp_path, *words).count("is finished, not run again") == 1
+
+
 def test_a_search_proposes_the_same_trials_again(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     words = ("-m", "sweep=search", "debug=tiny", "~callbacks.evaluate", "score=train/loss", "callbacks.journal.every=1")

@@ -18,7 +18,7 @@ from tasks.signatures import arguments_of
 TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
-    "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align overrides "
+    "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
     "reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}

@@ -2,7 +2,7 @@
 
     python experiments/repa_e_embedded/study.py [--draw]
 
-Twelve runs, seed by seed; run again, it goes on with the first one that has no rows in scores.csv. ``--draw`` only draws.
+Twelve runs, seed by seed; run again, it goes on with the first one that has no rows in scores.csv.
 """
 
 from __future__ import annotations
@@ -75,18 +75,20 @@ def main() -> None:
 
 def rows_of(number: int, variant: str, seed: int) -> Iterator[Row]:
     """Train one run to its end, then score every checkpoint."""
-    words = [*VARIANTS[variant], *SETTINGS, f"seed={seed}", "name=repa_e_study", f"run_name={number}_{seed}"]
+    words = [*VARIANTS[variant], *SETTINGS, f"seed={seed}", "name=repa_e_study", f"run_name=variant{number}_seed{seed}"]
     cfg = compose(words)
     run(cfg)
     assembly = assemble(cfg)
     assembly.data.setup("fit")
     module, metrics = assembly.module.eval(), build(cfg.metric, "metric")
     cache = Path(cfg.paths.cache)
-    yield from restored(variant, seed, 0, assembly, metrics, cache)
     for checkpoint in checkpoints_in(Path(cfg.run_dir)):
         load_weights(module, checkpoint)
         yield variant, seed, step_of(checkpoint), "fd_lite0", distance(assembly, metrics, cache)
-    yield from restored(variant, seed, STEPS, assembly, metrics, cache)
+    after = restored(assembly, metrics, cache)
+    yield from ((variant, seed, STEPS, name, value) for name, value in after.items())
+    if not module.trains_autoencoder:  # all variants begin with the same file: this is before and after
+        yield from ((variant, seed, 0, name, value) for name, value in after.items())
     series = read_run(Path(cfg.run_dir)).series
     for name in LOSSES:
         if f"train/{name}" in series:
@@ -105,11 +107,11 @@ def distance(assembly: Any, metrics: FeatureMetrics, cache: Path) -> float:
     return metrics.compute()["fd_lite0"]
 
 
-def restored(variant: str, seed: int, step: int, assembly: Any, metrics: FeatureMetrics, cache: Path) -> Iterator[Row]:
+def restored(assembly: Any, metrics: FeatureMetrics, cache: Path) -> dict[str, float]:
     """Scores of the autoencoder over all pictures."""
     data = assembly.data
     scores = score_reconstructions(assembly.module.autoencoder, data, metrics, cache, len(data.dataset))
-    yield from ((variant, seed, step, f"rec_{name}", scores[name]) for name in RECONSTRUCTION)
+    return {f"rec_{name}": scores[name] for name in RECONSTRUCTION}
 
 
 def read_rows() -> list[Row]:
@@ -162,7 +164,7 @@ def write_table(rows: list[Row]) -> None:
 
 
 def draw(rows: list[Row]) -> None:
-    """The Frechet distance against the step, mean and deviation over the seeds; what the autoencoder lost, beside it."""
+    """The Frechet distance against the step, mean and deviation over the seeds; the autoencoder beside it."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, variant in enumerate(VARIANTS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +24,14 @@ from repalign.checkpoints.keys import StateDict
 from repalign.checkpoints.redi import ReDiAdapter
 from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
+from repalign.checkpoints.repa_e import REPAEAdapter
 from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
+from tasks.convert_sections import check_first_stage, in_sections, sections_of, stage_of, stage_states
 
 FORMAT = "repalign"
 
@@ -60,6 +62,7 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "layer_sync": lambda module, task: DiTAdapter(),
     "sra": lambda module, task: SRAAdapter(list(module.aligners)),
     "u_repa": lambda module, task: URepaAdapter(list(module.aligners)),
+    "repa_e": lambda module, task: REPAEAdapter(list(module.aligners), task.legacy_depth),
 }
 
 
@@ -83,27 +86,32 @@ def run(cfg: DictConfig) -> None:
     adapter = FAMILIES[task.family](module, task)
     target.parent.mkdir(parents=True, exist_ok=True)
     if task.direction == "import":
-        parts = adapter.from_official(read_official(source, task.weights))
-        put_parts(parts_of(module.trained), parts, source)
+        parts = adapter.from_official(read_official(source, task.weights, sections_of(adapter)))
+        check_first_stage(module, parts, source)
+        put_parts({**parts_of(module.trained), **stage_of(module)}, parts, source)
         flat = {f"{part}/{key}": value.contiguous() for part, state in parts.items() for key, value in state.items()}
         _replace(target, lambda file: save_file(flat, file, {"format": FORMAT, "family": task.family}))
     elif task.direction == "export":
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
-        official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
-        _replace(target, lambda file: torch.save(dict.fromkeys(adapter.containers, official), file))
+        states = {name: part.state_dict() for name, part in parts_of(owner).items()}
+        sections = sections_of(adapter)
+        official = adapter.to_official({**states, **(stage_states(module) if sections else {})})
+        content = in_sections(official, adapter.containers, sections)
+        _replace(target, lambda file: torch.save(content, file))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
     print(f"wrote {target} ({target.stat().st_size / 2**20:.1f} MiB)")
 
 
 def parts_of(trained: nn.Module) -> dict[str, nn.Module]:
-    """The parts that checkpoints speak of: the network inside its clock and the heads of the aligners."""
+    """The parts that checkpoints speak of: the network inside its clock, heads of the aligners, running statistics."""
     assert isinstance(trained, nn.ModuleDict)
     aligners = trained["aligners"]
     assert isinstance(aligners, nn.ModuleDict)
     heads = {f"aligners.{name}.head": aligner.get_submodule("head") for name, aligner in aligners.items()}
-    return {"backbone": unwrapped(trained["backbone"]), **heads}
+    norm = {"norm": trained["norm"]} if "norm" in trained else {}
+    return {"backbone": unwrapped(trained["backbone"]), **heads, **norm}
 
 
 def put_parts(modules: Mapping[str, nn.Module], parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> None:
@@ -126,8 +134,13 @@ def put_parts(modules: Mapping[str, nn.Module], parts: Mapping[str, Mapping[str,
         modules[name].load_state_dict(dict(state))
 
 
-def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
+def read_official(path: Path, weights: str = "ema", sections: Collection[str] = ()) -> dict[str, Tensor]:
     """State dict of an official file: bare, or under ``ema`` / ``model``; no code from the file is run.
+
+    Args:
+        path: .safetensors, or what ``torch.save`` wrote.
+        weights: which of the networks in it.
+        sections: further networks, which stand beside it; their keys come behind ``<section>.``.
 
     Raises:
         UserError: when the file is torn, holds code, or holds no state dict.
@@ -139,9 +152,11 @@ def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"checkpoint: '{path}' cannot be read safely ({type(error).__name__})") from error
+    held = content if isinstance(content, dict) else {}
+    further = {f"{name}.{key}": value for name in sections for key, value in held.get(name, {}).items()}
     for key in (weights, "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+        if isinstance(held.get(key), dict):
+            content = {**held[key], **further}
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"checkpoint: '{path}' holds no state dict; expected tensors by name, or 'ema' / 'model'")
@@ -166,7 +181,7 @@ def load_safetensors(module: Generative, path: Path) -> None:
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
     for owner in (module.trained, module.ema.module):
-        put_parts(parts_of(owner), parts, path)
+        put_parts({**parts_of(owner), **stage_of(module)}, parts, path)
 
 
 def _replace(target: Path, write: Any) -> None:

@@ -149,7 +149,7 @@ class DiffusionModule(RunModule):
         owner = self.ema.module if ema else self.trained
         return ImageGenerator(
             backbone=owner["backbone"],
-            norm=owner["norm"] if "norm" in owner else require_norm(self.autoencoder),
+            norm=self.latent_norm(ema),
             path=self.path,
             parametrization=self.parametrization,
             conditioner=self.conditioner,
@@ -159,3 +159,8 @@ class DiffusionModule(RunModule):
             latent_shape=self.latent_shape,
             examples=self.examples,
         )
+
+    def latent_norm(self, ema: bool = True) -> Any:
+        """The norm that decodes what the averaged or the live weights sample."""
+        owner = self.ema.module if ema else self.trained
+        return owner["norm"] if "norm" in owner else require_norm(self.autoencoder)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.objectives.denoising import at_least_float32
+from repalign.nn.precision import at_least_float32
 from repalign.paths.interpolant import scale
 from repalign.paths.parametrization import Velocity
 from repalign.protocols import Backbone, Path, Randomness, TimeSampler

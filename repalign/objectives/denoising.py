@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-from torch import Tensor
-
 from repalign.errors import UserError
+from repalign.nn.precision import at_least_float32
 from repalign.objectives.weighting import Weighting
 from repalign.paths.interpolant import scale
 from repalign.paths.parametrization import Quantity
@@ -87,8 +85,3 @@ class Denoising:
         if isinstance(loss, Streams):
             return Step({f"denoising/{name}": value for name, value in loss.items()}, output, sample)
         return Step({"denoising": loss}, output, sample)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

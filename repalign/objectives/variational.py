@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.objectives.denoising import Denoising, at_least_float32
+from repalign.nn.precision import at_least_float32
+from repalign.objectives.denoising import Denoising
 from repalign.paths.vp import DiscreteVPPath
 from repalign.protocols import Backbone, Parametrization, Randomness, TimeSampler
 from repalign.state import Cond, Draw, State, Step, expand, map_state, stream_by_stream

@@ -37,7 +37,7 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
     kept: list[str] = []
     for name, owner in (("trained", module.trained), ("ema.module", module.ema.module)):
         assert isinstance(owner, nn.ModuleDict)
-        parts = parts_of(owner) | ({"norm": owner["norm"]} if "norm" in owner else {})
+        parts = parts_of(owner)
         given = read_parts(file) if file.suffix == ".safetensors" else _of_run(file, name, owner, parts)
         kept = [part for part in parts if part not in given]
         if "backbone" in kept:

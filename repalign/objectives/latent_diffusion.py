@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.errors import UserError, unknown_choice
-from repalign.objectives.denoising import Denoising, at_least_float32
+from repalign.nn.precision import at_least_float32
+from repalign.objectives.denoising import Denoising
 from repalign.paths.angular import AngularVelocity
 from repalign.paths.parametrization import Data, Noise
 from repalign.paths.vp import DiscreteVPPath

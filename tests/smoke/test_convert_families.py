@@ -1,4 +1,4 @@
-"""Official files of SRA, LayerSync and U-REPA through task=convert: in, out, and the same again."""
+"""Official files of every family through task=convert: in, out, and the same again."""
 
 import pytest
 import torch
@@ -8,15 +8,29 @@ from tasks.convert import FAMILIES, parts_of, read_official, run
 from tasks.launch import compose
 
 
-@pytest.mark.parametrize(
-    ("family", "recipe"),
-    [
-        ("sra", "sra_sit_b"),
-        ("sra", "sra_dit_b"),
-        ("layer_sync", "layer_sync_sit_b"),
-        ("u_repa", "u_repa_sit_b"),
-    ],
-)
+CASES = [
+    ("sit", "sit_s"),
+    ("dit", "dit_s"),
+    ("repa", "repa_sit_s"),
+    ("sra", "sra_sit_b"),
+    ("sra", "sra_dit_b"),
+    ("sra", "sra_dts_sit_b"),
+    ("layer_sync", "layer_sync_sit_b"),
+    ("deepflow", "deepflow_sit_b"),
+    ("deepflow", "repa_deepflow_sit_b"),
+    ("reg", "reg_sit_b"),
+    ("redi", "redi_sit_b"),
+    ("redi", "redi_dit_b"),
+    ("u_repa", "u_repa_sit_b"),
+    ("ddt", "ddt_b"),
+]
+
+
+def test_every_family_is_converted_here():
+    assert {family for family, _ in CASES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("family", "recipe"), CASES)
 def test_in_and_out_again_is_the_same_file(family, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("REPALIGN_IMAGENET", str(tmp_path))
 
@@ -36,5 +50,5 @@ def test_in_and_out_again_is_the_same_file(family, recipe, tmp_path, monkeypatch
     run(cfg)
     run(config("task.direction=export", f"task.input={files[1]}", f"task.output={files[2]}"))
     back = read_official(files[2])
-    assert back.keys() == official.keys()
+    assert back.keys() == official.keys() and len(official) > 10
     assert all(torch.equal(back[key], official[key]) for key in official)

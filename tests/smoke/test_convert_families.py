@@ -7,7 +7,6 @@ from tasks.build import assemble
 from tasks.convert import FAMILIES, parts_of, read_official, run
 from tasks.launch import compose
 
-
 CASES = [
     ("sit", "sit_s"),
     ("dit", "dit_s"),

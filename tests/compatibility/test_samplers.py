@@ -16,6 +16,8 @@ from tasks.instantiate import build
 from tasks.launch import choices, compose
 from tests.compatibility.matrix import SAMPLES, combination, configuration, options
 
+pytestmark = pytest.mark.xdist_group("samplers")
+
 STEPS = 4
 DISCRETE = ("ddpm", "ddim")  # walk the steps of the discrete path
 SAMPLERS = tuple(name for name in choices("sampler") if name not in DISCRETE)

@@ -20,6 +20,9 @@ from tests.compatibility.matrix import (
 )
 from tests.compatibility.page import COMMAND, PAGE, of, render
 
+# The cells are trained once, in one process, by whichever test comes first: half a minute of one core.
+pytestmark = [pytest.mark.xdist_group("compatibility"), pytest.mark.timeout(1800)]
+
 # One of two parts is named in every refusal by its group, its key or its class.
 PARTS = ("backbone", "token_io", "objective", "aligner", "streams", "time_sampler", "path")
 

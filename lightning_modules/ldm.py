@@ -15,8 +15,8 @@ class LDM(Generative):
 
     DDPM's chain of 1000 steps on an autoencoder's latents, with betas whose square roots are linear; a U-Net predicts
     the noise, its conditions attend or join the channels. l = mean |eps - eps_hat|^p; loss = mean l / exp(s_k) + s_k,
-    s = 0 unless it is learned, plus a weighted variational bound. Latents are scaled by one number, 1 / standard deviation of
-    the first batch or that of Stable Diffusion.
+    s = 0 unless it is learned, plus a weighted variational bound. Latents are scaled by one number, 1 / standard
+    deviation of the first batch or that of Stable Diffusion.
     The base with a contract: a discrete path, and a prediction that LDM knows. A conditioner and an objective with
     weights are optimised with the U-Net; as in the official code the average covers the U-Net alone.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repalign.backbones.taps import TapCollector
 from repalign.errors import UserError
-from repalign.nn.conv_blocks import ConvDown, ConvUp, ResBlock, group_norm
+from repalign.nn.conv_blocks import ConvDown, ConvUp, ResBlock, conv3x3, group_norm
 from repalign.nn.embed import TimeEmbedding
 from repalign.nn.init import zero_
 from repalign.nn.spatial_attention import SpatialSelfAttention, SpatialTransformer
@@ -113,7 +113,7 @@ class UNet(nn.Module):
 
         self.time_embed = TimeEmbedding(cond_dim, frequencies=dim)
         self.label_embed = nn.Embedding(num_classes + 1, cond_dim) if label else None
-        self.stem = nn.Conv2d(channels + concat_channels, dim, 3, padding=1)
+        self.stem = conv3x3(channels + concat_channels, dim)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         self.halvings, self.doublings = nn.ModuleList(), nn.ModuleList()
         size, skips, last = dim, [dim], len(widths) - 1
@@ -135,7 +135,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.doublings.append(residual(size, size, resample="up") if residual_resampling else ConvUp(size))
         self.out_norm = group_norm(size, groups)
-        self.out = nn.Conv2d(size, 2 * channels if variance_head else channels, 3, padding=1)
+        self.out = conv3x3(size, 2 * channels if variance_head else channels)
         zero_(self.out)
 
         specs = [TokenSpec(out, (height // 2**level, width // 2**level)) for level, out in enumerate(widths)]

@@ -11,7 +11,6 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from repalign.autoencoders.latent_norm import require_norm
 from repalign.errors import UserError, unknown_choice
 from repalign.protocols import Autoencoder, Randomness, TextEncoder
 from repalign.random import SampleRandom
@@ -98,7 +97,8 @@ class InpaintingConditioner(_Map):
         autoencoder = self._autoencoder[0]
         with torch.no_grad():
             raw = autoencoder.encode(0.5 + (1 - mask) * (images - 0.5)).mean
-        latent = require_norm(autoencoder).normalize(raw)
+        assert autoencoder.norm is not None, "an autoencoder whose latents are diffused has a norm"
+        latent = autoencoder.norm.normalize(raw)
         assert isinstance(latent, Tensor), "an autoencoder gives one stream"
         return Cond(spatial=torch.cat([latent, 2 * resized_mask(mask, latent.shape[2:]) - 1], 1))
 

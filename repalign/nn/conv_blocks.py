@@ -23,6 +23,11 @@ def group_norm(channels: int, groups: int, eps: float = 1e-5) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=eps)
 
 
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """3x3 convolution that keeps the size."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
 def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
@@ -68,11 +73,11 @@ class ResBlock(nn.Module):
         self.scale_shift = scale_shift
         self.resample = RESAMPLE[resample]
         self.norm1 = group_norm(in_channels, groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = conv3x3(in_channels, out_channels)
         self.cond = nn.Linear(cond_dim, 2 * out_channels if scale_shift else out_channels)
         self.norm2 = group_norm(out_channels, groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = conv3x3(out_channels, out_channels)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         zero_(self.conv2)
 
@@ -103,7 +108,7 @@ class ConvUp(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Float[Tensor, "b c h w"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c i j"]:
         return self.conv(_double(x))

@@ -186,7 +186,7 @@ def _rows(data: ImageDataModule, networks: Networks, making: Making, share: Shar
     for outputs in data.outputs(networks.autoencoder, networks.encoders, networks.text_encoders, networks.device):
         cached = data.cached(outputs, making)
         if (manifest := load_manifest(cached.folder)) is None:
-            total += cached.views * len(data.source) // share.parts
+            total += cached.views * len(cached.source) // share.parts
         else:
             mine = [shard for shard in range(manifest.shards) if share.has(shard)]
             total += sum(len(manifest.rows_of(shard)) for shard in mine)

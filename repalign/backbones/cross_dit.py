@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.backbones.taps import TapCollector
+from repalign.nn.attention import CrossAttention
 from repalign.nn.blocks import MLP, modulate
 from repalign.nn.cross import BlockModulation, CrossBlock, SharedModulation
 from repalign.nn.embed import sincos_at, unpatchify
@@ -101,8 +102,9 @@ class CrossDiT(nn.Module):
         for layer in self.text_embed.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        for block in self.blocks:
-            zero_(block.cross_attention.proj)
+        for part in self.modules():
+            if isinstance(part, CrossAttention):
+                zero_(part.proj)
         zero_(self.linear)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n d"]:

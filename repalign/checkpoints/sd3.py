@@ -19,8 +19,7 @@ KEYS = KeyMap(
         ("pos_embed", "pos_embed"),
         ("x_embedder.proj.", "patchify."),
         ("t_embedder.mlp.", "time_embed.mlp."),
-        ("y_embedder.mlp.0.", "pooled_embed.linears.0."),
-        ("y_embedder.mlp.2.", "pooled_embed.linears.1."),
+        ("y_embedder.mlp.", "pooled_embed.mlp."),
         ("context_embedder.", "text_embed."),
         *(
             pair
@@ -47,8 +46,8 @@ DIFFUSERS = KeyMap(
         ("pos_embed.proj.", "patchify."),
         ("time_text_embed.timestep_embedder.linear_1.", "time_embed.mlp.0."),
         ("time_text_embed.timestep_embedder.linear_2.", "time_embed.mlp.2."),
-        ("time_text_embed.text_embedder.linear_1.", "pooled_embed.linears.0."),
-        ("time_text_embed.text_embedder.linear_2.", "pooled_embed.linears.1."),
+        ("time_text_embed.text_embedder.linear_1.", "pooled_embed.mlp.0."),
+        ("time_text_embed.text_embedder.linear_2.", "pooled_embed.mlp.2."),
         ("context_embedder.", "text_embed."),
         ("transformer_blocks.#.norm1.linear.", "blocks.#.image.modulation.linear."),
         ("transformer_blocks.#.norm1_context.linear.", "blocks.#.text.modulation.linear."),

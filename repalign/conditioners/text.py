@@ -129,8 +129,11 @@ class JoinedTextConditioner:
 
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
         states = {name: states_of(batch, name, self.text_encoders) for name in self.names}
-        lost = {name: (drop or {}).get(f"text/{name}") for name in self.names}
-        return self._cond({name: x if lost[name] is None else keep(x, ~lost[name]) for name, x in states.items()})
+        for name in self.names:
+            lost = None if drop is None else drop.get(f"text/{name}")
+            if lost is not None:
+                states[name] = keep(states[name], ~lost)
+        return self._cond(states)
 
     def null(self, batch: int, device: torch.device) -> Cond:
         """The empty prompt for a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,8 +151,7 @@ class RandomTextEncoder(Frozen):
         return TextStates(states, mask, None if self.pooled_dim is None else states.mean(1) @ self.matrix)
 
 
-def _tokens(tokenizer: object, captions: Sequence[str], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _tokens(tokenizer: Any, captions: Sequence[str], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token numbers [B, N] and a mask that is true where a token is no padding."""
-    assert callable(tokenizer)
     tokens = tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return tokens.input_ids.to(device), tokens.attention_mask.bool().to(device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -77,11 +76,15 @@ class VectorEmbedding(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.in_dim = in_dim
-        self.linears = nn.ModuleList([nn.Linear(in_dim, dim), nn.Linear(dim, dim)])
+        self.mlp = nn.Sequential(nn.Linear(in_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The two linear layers."""
+        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Float[Tensor, "b p"]) -> Float[Tensor, "b d"]:
-        first, second = self.linears
-        return second(F.silu(first(x)))
+        return self.mlp(x)
 
 
 def unpatchify(tokens: Float[Tensor, "b n ppc"], grid: tuple[int, int], patch: int) -> Float[Tensor, "b c h w"]:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-WORDS = ("-m", "sweep=coefficient", "debug=tiny", "align.weight=0.1,0.5", "callbacks.evaluate.num_samples=8")
+WORDS = ("-m", "sweep=coefficient", "debug=tiny", "align.weight=0.1,0.5", "callbacks.evaluate.num_samples=16")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # each job imports Lightning
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from repalign.aligners.targets import unwrapped as target_of
 from repalign.backbones.clocks import unwrapped
 from repalign.errors import UserError
-from repalign.protocols import Aligner, Backbone, Objective
+from repalign.protocols import Backbone, Objective
 
 PER = {"sample": "one time a sample", "branch": "a time for each branch", "group": "a time for each group of tokens"}
 MEND = {
@@ -17,8 +18,13 @@ MEND = {
 }
 
 
-def check_parts(backbone: Backbone, objective: Objective, aligners: Mapping[str, Aligner]) -> None:
+def check_parts(backbone: Backbone, objective: Objective, aligners: Mapping[str, Any]) -> None:
     """The objective's times suit the backbone and every teacher; tokens with times of their own are those of the grid.
+
+    Args:
+        backbone: in its clock.
+        objective: whose draw has the times.
+        aligners: by name; each has a ``target``.
 
     Raises:
         UserError: naming the two parts that do not go together, and why.

@@ -45,10 +45,9 @@ def test_the_scale_of_the_first_batch_is_kept_and_used(module_of):
 
 
 def test_the_contract(module_of):
-    with pytest.raises(UserError, match="LDM: needs the discrete path|objective: needs the discrete path"):
-        module_of(
-            "ldm_f8", "path=linear", "objective=denoising", "clock=native", "time_sampler=uniform", "sampler=euler"
-        )
+    words = "path=linear objective=denoising clock=native time_sampler=uniform sampler=euler parametrization=noise"
+    with pytest.raises(UserError, match="LDM: needs the discrete path"):
+        module_of("u_repa_ldm_f8", "method=ldm", "aligner=none", *words.split())
     with pytest.raises(UserError, match="LDM: predicts noise, data or v"):
         module_of("ldm_f8", "parametrization=velocity")
     with pytest.raises(UserError, match="gives tokens, which this backbone does not read"):

@@ -19,6 +19,10 @@ demo: setup  ## train, sample and score on the embedded pictures, then write rep
 	@$(PYTHON) run.py experiment=demo run_name=demo
 	@$(PYTHON) run.py task=report experiment=demo run_name=demo
 
+demo-repa-e: setup  ## the same with REPA-E: the autoencoder is tuned too (three phases a step, so longer)
+	@$(PYTHON) run.py experiment=repa_e_embedded run_name=demo
+	@$(PYTHON) run.py task=report experiment=repa_e_embedded run_name=demo
+
 test: setup  ## all tests that need no GPU
 	@$(PYTHON) -m pytest -q -m "not gpu" -n 2 --dist loadgroup
 
@@ -35,4 +39,4 @@ lock:  ## resolve the dependencies anew
 	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo test golden lint lock
+.PHONY: help setup demo demo-repa-e test golden lint lock

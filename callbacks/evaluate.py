@@ -8,21 +8,23 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from jaxtyping import Float
-from torch import Tensor
+import yaml
 
 from callbacks.journal import Journal
 from callbacks.pictures import draw_labels, evaluation_mode, generate
 from callbacks.prompts import Wanted, captions_for, taken
-from repalign.metrics.suite import FeatureMetrics
+from callbacks.score_log import FILE, append_scores, score_lines, shown
+from repalign.metrics.suite import FeatureMetrics, SeveralFeatures, spaces_of
+from repalign.training.generate import asked_by
 
 
 class Evaluate(pl.Callback):
     """Draws pictures with the averaged weights, compares them with the data, logs ``metric/<name>``: before the first
     step, every so many steps, and after the last one.
 
-    Ranks share the drawing; all pictures are scored together on rank 0, in the order of their serial numbers. So the
-    number depends neither on the batch size nor on the number of ranks.
+    Every rank scores what it draws; rank 0 gathers moments and features, in the order of the serial numbers. So the
+    number depends neither on the batch size nor on the number of ranks. ``metrics.jsonl`` in the run folder gets every
+    number with its protocol and interval, as ``task=evaluate`` writes them.
 
     Args:
         every: steps between two evaluations.
@@ -38,7 +40,7 @@ class Evaluate(pl.Callback):
         self,
         every: int,
         num_samples: int,
-        metrics: FeatureMetrics,
+        metrics: FeatureMetrics | SeveralFeatures,
         cache: str,
         labels: str = "data",
         seed: int = 0,
@@ -77,27 +79,36 @@ class Evaluate(pl.Callback):
         data = trainer.datamodule
         classes, pool = range(data.num_classes), data.source.labels
         wanted: Wanted
-        if pl_module.conditioner.reads == "caption":
+        if asked_by(pl_module.conditioner) == "caption":
             wanted = captions_for(self.num_samples, data.captions, None, "data.caption")
         else:
             key = "callbacks.evaluate.labels"
             wanted = draw_labels(self.label_kind, self.num_samples, self.seed, classes, pool, key)
-        if trainer.is_global_zero:
-            self.metrics.to(pl_module.device).reset()
-            if self.metrics.reference is None:
-                self.metrics.prepare(lambda: data.reference_images(self.batch_size), data.fingerprint, self.cache)
+        spaces = spaces_of(self.metrics).values()
+        for space in spaces:
+            space.to(pl_module.device).reset()
+            if trainer.is_global_zero and space.reference is None:
+                space.prepare(lambda: data.reference_images(self.batch_size), data.fingerprint, self.cache)
         with evaluation_mode(pl_module):
             self._draw(trainer, pl_module, wanted)
+        if trainer.world_size > 1:
+            for space in spaces:
+                space.gather()
         if trainer.is_global_zero:
             values = self.metrics.compute()
-            self.metrics.reset()
-            self.metrics.to(torch.device("cpu"))
+            lines = score_lines(self.metrics, values, self._drawing(pl_module), step)
+            for warning in append_scores(Path(pl_module.run_dir) / FILE, lines):
+                print(f"warning: {warning}", flush=True)
             for logger in trainer.loggers:
                 logger.log_metrics({f"metric/{name}": value for name, value in values.items()}, step=step)
-            shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.endswith("_std"))
             print(
-                f"step {step} | {shown} | {self.num_samples} pictures, {time.perf_counter() - began:.0f} s", flush=True
+                f"step {step} | {' | '.join(shown(values))} | {self.num_samples} pictures, "
+                f"{time.perf_counter() - began:.0f} s",
+                flush=True,
             )
+        for space in spaces:
+            space.reset()
+            space.to(torch.device("cpu"))
         for callback in trainer.callbacks:
             if isinstance(callback, Journal):
                 callback.pause()
@@ -109,17 +120,25 @@ class Evaluate(pl.Callback):
             # Every rank takes part in every round, with the same number of pictures: sharded weights are gathered
             # together. Serial numbers past the end are drawn and dropped.
             serials = range(start + rank * size, start + (rank + 1) * size)
-            part = taken(wanted, [serial % self.num_samples for serial in serials])
             if trainer.world_size == 1:
                 serials = serials[: self.num_samples - start]
-                part = part[: len(serials)]
+            part = taken(wanted, [serial % self.num_samples for serial in serials])
             (images,) = generate(generator, part, self.seed, size, pl_module.device, serials)
-            images = self._gather(pl_module, images)[: self.num_samples - start]
-            if trainer.is_global_zero:
-                self.metrics.update(images)
+            kept = max(0, min(len(serials), self.num_samples - serials.start))
+            if kept:
+                self.metrics.update(images[:kept], torch.tensor(serials[:kept]))
 
-    @staticmethod
-    def _gather(pl_module: pl.LightningModule, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "n 3 h w"]:
-        gathered = pl_module.all_gather(images)
-        assert isinstance(gathered, Tensor)
-        return gathered.reshape(-1, *images.shape[1:])
+    def _drawing(self, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """How the pictures were drawn, for the protocol; sampler and guidance are in the run's configuration."""
+        told = {
+            "labels": self.label_kind,
+            "rounding": "round",
+            "seed": self.seed,
+            "ema": True,
+            "dtype": f"float32, matmul {torch.get_float32_matmul_precision()}",
+        }
+        config = Path(pl_module.run_dir) / "config.yaml"
+        if config.is_file():
+            composed = yaml.safe_load(config.read_text(encoding="utf-8"))
+            told |= {key: composed.get(key) for key in ("sampler", "guidance")}
+        return told

@@ -13,6 +13,7 @@ from torch import Tensor
 from callbacks.journal import Journal
 from callbacks.pictures import class_indices, evaluation_mode, generate, grid_of, save_png
 from callbacks.prompts import Wanted, captions_for
+from repalign.training.generate import asked_by
 
 
 class SampleGrid(pl.Callback):
@@ -95,7 +96,7 @@ class SampleGrid(pl.Callback):
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._drawn = step = pl_module.progress.step
         data = trainer.datamodule
-        by_caption = pl_module.conditioner.reads == "caption"
+        by_caption = asked_by(pl_module.conditioner) == "caption"
         wanted: Wanted = self.captions(data.captions) if by_caption else self.labels(data.class_names)
         for name, ema in (("raw", False), ("ema", True)):
             with evaluation_mode(pl_module):

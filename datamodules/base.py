@@ -39,7 +39,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         image_size: side of the square pictures.
         batch_size: samples of one optimizer step over all ranks and micro-batches.
         accumulate: micro-batches per optimizer step.
-        num_workers: reading processes; 0 is the fastest for everything that lies in a store.
+        num_workers: reading processes; for batches that lie in stores alone, one thread reads twice so many ahead.
         seed: of order and mirroring.
         horizontal_flip: mirror pictures at random; caches then hold both views.
         cache_root: folder of the stores that the project makes.

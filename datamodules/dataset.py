@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.captions import CaptionMix
 from datamodules.own_store import MOMENTS
-from datamodules.source import PictureSource
+from datamodules.source import Boxed, PictureSource
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
+
+T = TypeVar("T")
 
 
 class SerialDataset(Dataset[dict[str, Any]]):
@@ -22,7 +27,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
 
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
     what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
-    ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any.
+    ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any;
+    ``boxes`` float32 [B, M, 5] when the pictures have them.
     The device takes moments apart and converts half precision: one piece and half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
@@ -58,6 +64,13 @@ class SerialDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def mapped(self) -> bool:
+        """Whether batches are copied from memory maps, with nothing to decode, to fetch or to compute."""
+        stores = (*self.stores, *self.text_stores)
+        stored = self.source.captions is None or any("caption" in store.arrays for store in stores)
+        return not self.with_images and stored and all(store.mapped for store in stores)
+
     def __getitem__(self, key: np.ndarray) -> dict[str, Any]:
         return self.__getitems__(key[None])
 
@@ -70,7 +83,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
         batch: dict[str, Any] = {}
         row = index
         for store in self.stores:
-            rows = row + flip * len(self.source)
+            rows = row + flip * len(self.source) if self.horizontal_flip else row
             batch |= _rows(store, rows)
             if "caption" in store.arrays:
                 batch["caption"] = store.gather("caption", rows).tolist()
@@ -81,6 +94,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
         for store in self.text_stores:
             batch |= _rows(store, index if self.mix is None else self.mix.rows(serial, index))
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
+        if isinstance(self.source, Boxed):
+            batch["boxes"] = torch.from_numpy(_mirrored(self.source.boxes(index.tolist()), flip))
         if self.mix is not None:
             batch.pop("caption", None)  # a store of latents keeps the first one
             if not self.text_stores:
@@ -110,15 +125,50 @@ def _rows(store: ArrayStore, rows: np.ndarray) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(store.gather(name, rows)) for name in store.arrays if name not in BOOKKEEPING}
 
 
-class SerialLoader(DataLoader[dict[str, Any]]):
-    """Batches of a :class:`SerialDataset` with all arrays as tensors.
+def _mirrored(boxes: np.ndarray, flip: np.ndarray) -> np.ndarray:
+    """Boxes [B, M, 5] of pictures of which some are mirrored; rows of class -1 stay."""
+    other = boxes.copy()
+    other[..., 1], other[..., 3] = 1 - boxes[..., 3], 1 - boxes[..., 1]
+    return np.where((flip[:, None] & (boxes[..., 0] >= 0))[..., None], other, boxes)
 
-    A tensor from a worker process needs a file descriptor of its own, which takes longer than sending a small array: so
-    labels and numbers come as arrays and become tensors here.
+
+class SerialLoader(DataLoader[dict[str, Any]]):
+    """Batches of a :class:`SerialDataset` with all arrays as tensors, in the order of the batch sampler.
+
+    Batches that are copied from memory maps are read here, or by one thread that is 2 ``num_workers`` batches ahead:
+    the copy is all there is to do, handing a batch from process to process costs ten times as much, and more threads
+    get in each other's way (``experiments/latent_store``). Pictures are decoded by ``num_workers`` processes.
     """
 
+    dataset: SerialDataset
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+        if self.num_workers and not self.dataset.mapped:
+            # A tensor from a worker process needs a file descriptor of its own, which takes longer than sending a small
+            # array: so labels and numbers come as arrays and become tensors here.
+            return map(_as_tensors, super().__iter__())  # not a generator: that would hold on to the batch before
+        keys = iter(self.batch_sampler or ())
+        return _read_ahead(self._read, keys, 2 * self.num_workers) if self.num_workers else map(self._read, keys)
+
+    def _read(self, keys: Any) -> dict[str, Any]:
+        batch = _as_tensors(self.dataset.__getitems__(keys))
+        if not self.pin_memory:
+            return batch
+        return {name: x.pin_memory() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+
+
+def _read_ahead(read: Callable[[Any], T], keys: Iterator[Any], ahead: int) -> Iterator[T]:
+    """``map(read, keys)`` by a thread that is so many results ahead of the caller."""
+    thread = ThreadPoolExecutor(1, "read-ahead")
+    try:
+        pending = deque(thread.submit(read, key) for key in islice(keys, ahead))
+        for key in keys:
+            pending.append(thread.submit(read, key))
+            yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
 
 
 def _as_tensors(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,9 +189,9 @@ def _check_space(folder: Path, manifest: Manifest) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"data.cache_root: '{folder}' needs {needed / 2**30:.1f} GiB, found {free / 2**30:.1f} GiB free; set "
-            "paths.cache=FOLDER or the environment variable REPALIGN_CACHE, data.latent_dtype=float16, or "
-            "data.cache_latents=false or data.cache_features=false"
+            f"data.cache_root, task.keep: '{folder}' needs {needed / 2**30:.1f} GiB, found {free / 2**30:.1f} GiB "
+            "free; set paths.cache=FOLDER or the environment variable REPALIGN_CACHE, data.latent_dtype=float16, or "
+            "data.cache_latents=false or data.cache_features=false; for drawn pictures task.keep=FOLDER"
         )
 
 

@@ -131,6 +131,8 @@ class RemoteStore:
         manifest: of the store.
     """
 
+    mapped = False  # a read may fetch files first
+
     def __init__(self, remote: RemoteFolder, name: str, manifest: Manifest) -> None:
         self._remote = remote
         self._name = name

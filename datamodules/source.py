@@ -54,6 +54,18 @@ class PictureSource(Protocol):
 
 
 @runtime_checkable
+class Boxed(Protocol):
+    """A set of pictures whose objects have boxes."""
+
+    def boxes(self, indices: Sequence[int]) -> np.ndarray:
+        """Class, x_0, y_0, x_1, y_1 of every object, float32 [B, M, 5].
+
+        Coordinates are in [0, 1] of the square picture; -1 where there is no object.
+        """
+        ...
+
+
+@runtime_checkable
 class Cropped(Protocol):
     """A set of pictures that are cut from larger ones."""
 

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,12 +44,12 @@ class ArraySpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def bytes_per_row(self) -> int:
         """Size of a row; of texts an estimate."""
         if self.dtype == TEXT:
             return _TEXT_BYTES
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass
@@ -131,11 +133,13 @@ class Manifest:
 
 
 class ArrayStore:
-    """Reads rows of a complete store by index.
+    """Reads rows of a complete store by index; threads may read at once.
 
     Raises:
         DamagedStore: when the manifest is missing or torn, or the store is not complete.
     """
+
+    mapped = True  # its rows are copied from memory maps
 
     def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
         self.folder = folder
@@ -145,7 +149,7 @@ class ArrayStore:
                 f"'{folder}': {len(missing)} of {self.manifest.shards} shards were never written; the run that made "
                 "it was stopped: run it again"
             )
-        self._opened: dict[tuple[str, int], memoryview] = {}
+        self._opened: dict[str, dict[int, memoryview]] = {name: {} for name in self.manifest.arrays}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -164,8 +168,9 @@ class ArrayStore:
         """Copies of the rows [B, *row shape], in the order asked; of texts, an array of str."""
         spec, wanted = self.manifest.arrays[name], np.asarray(rows, dtype=np.int64)
         shards, inside = np.divmod(wanted, self.manifest.shard_rows)
-        numbers = shards.tolist()
-        opened = {shard: self._open(name, shard) for shard in set(numbers)}
+        numbers, opened = shards.tolist(), self._opened[name]
+        for shard in set(numbers).difference(opened):
+            self._open(name, shard)
         if spec.dtype == TEXT:
             places = zip(numbers, inside.tolist(), strict=True)
             texts = [unpack(np.asarray(opened[s]), len(self.manifest.rows_of(s)), row) for s, row in places]
@@ -185,7 +190,7 @@ class ArrayStore:
 
     def _open(self, name: str, shard: int) -> memoryview:
         """The content of a shard, memory-mapped, as bytes."""
-        if (name, shard) not in self._opened:
+        if shard not in self._opened[name]:
             path = self.folder / self.manifest.files_of(shard)[name]
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -193,12 +198,12 @@ class ArrayStore:
                 raise DamagedStore(
                     f"'{path}' cannot be read ({error}); copy it again, or make the store again"
                 ) from error
-            self._opened[name, shard] = memoryview(np.asarray(mapped).reshape(-1).view(np.uint8))
-        return self._opened[name, shard]
+            self._opened[name][shard] = memoryview(np.asarray(mapped).reshape(-1).view(np.uint8))
+        return self._opened[name][shard]
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes open the files anew: a pickled memory map would carry its whole content.
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_opened": {name: {} for name in self._opened}}
 
 
 def damages(folder: Path, manifest: Manifest, verify: Verify) -> dict[str, str]:

@@ -58,10 +58,25 @@ class Shapes:
         images = [self._draw(self.labels[i], row) for i, row in zip(indices, numbers, strict=True)]
         return np.stack(images), np.asarray(indices, dtype=np.int64)
 
+    def boxes(self, indices: Sequence[int]) -> np.ndarray:
+        """The square around each shape, [B, 1, 5]: class, x_0, y_0, x_1, y_1."""
+        random = SampleRandom(self.seed, indices)
+        numbers = np.stack([random.uniform(f"shapes/{i}").numpy() for i in range(3)], axis=1)
+        rows = []
+        for index, row in zip(indices, numbers, strict=True):
+            radius, (y, x) = self._place(row)
+            corners = np.array([x - radius, y - radius, x + radius, y + radius]) / self.image_size
+            rows.append([[self.labels[index], *corners]])
+        return np.array(rows, dtype=np.float32)
+
+    def _place(self, numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        """Radius and centre (row, column) in pixels."""
+        radius = self.image_size * (0.15 + 0.2 * numbers[0])
+        return radius, radius + (self.image_size - 2 * radius) * numbers[1:3]
+
     def _draw(self, label: int, numbers: np.ndarray) -> np.ndarray:
         side = self.image_size
-        radius = side * (0.15 + 0.2 * numbers[0])
-        center = radius + (side - 2 * radius) * numbers[1:3]
+        radius, center = self._place(numbers)
         pixel = np.arange(side) + 0.5
         y, x = np.meshgrid((pixel - center[0]) / radius, (pixel - center[1]) / radius, indexing="ij")
         inside = np.clip(0.5 - SHAPES[self.class_names[label]](x, y) * radius, 0, 1)  # one pixel of soft edge

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_modules.joint import Joint
+from lightning_modules.origin import origin_of
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.statistics import measure
 from repalign.autoencoders.vq import VQAutoencoder
@@ -114,8 +113,6 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
     images = (batch.to(module.device) for batch in data.reference_images(256))
     metrics = ReconstructionMetrics()
     measured = {**measure(module.autoencoder, images, metrics.update), **metrics.compute()}
-    record = module.run_dir / "run.json"
-    run = json.loads(record.read_text()) if record.is_file() else {}
     optimizer = module.trainer.optimizers[0]
     reconstruction = module.objective.reconstruction
     settings = {
@@ -125,19 +122,9 @@ def export(module: AutoencoderModule, data: Any, path: str | Path) -> dict[str, 
     }
     provenance = {
         **measured,
-        "data": type(data).__name__,
-        "image_size": data.image_size,
-        "data_fingerprint": data.fingerprint,
-        "licence": data.attribution,
-        "steps": module.progress.step,
-        "batch_size": data.batch_size,
-        "seed": module.seed,
+        **origin_of(module, data),
         "objective": {name: _plain(part) for name, part in settings.items() if part is not None},
         "optimizer": {"class": type(optimizer).__name__, "lr": optimizer.defaults["lr"]},
-        "commit": run.get("commit"),
-        "hardware": run.get("hardware"),
-        "versions": run.get("versions"),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
     module.autoencoder.save(target, provenance)
     shown = ", ".join(f"{name} {measured[key]:.4g}" for name, key in (("L1", "l1"), ("PSNR", "psnr"), ("SSIM", "ssim")))

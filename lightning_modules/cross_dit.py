@@ -20,4 +20,4 @@ class CrossDiT(Generative):
             isinstance(unwrapped(self.backbone), CrossDiTBackbone),
             f"needs a Cross-DiT; set backbone=cross_dit_xl (found {kind})",
         )
-        self.require(self.conditioner.reads == "caption", "needs captions; set conditioner=text and text_encoder=...")
+        self.require("caption" in self.conditioner.reads, "needs captions; set conditioner=text and text_encoder=...")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.base import RunModule
+from repalign.autoencoders.first_batch import FirstBatchScale
 from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
     Autoencoder,
@@ -23,7 +24,8 @@ from repalign.protocols import (
 )
 from repalign.state import StateShape, TokenSpec
 from repalign.training.ema import EMA
-from repalign.training.generate import ImageGenerator
+from repalign.training.generate import Examples, ImageGenerator
+from repalign.training.parts import check_parts
 
 AlignerFactory = Callable[..., nn.Module]
 
@@ -43,6 +45,7 @@ class DiffusionModule(RunModule):
         ema_decay, ema_warmup: see :class:`repalign.training.ema.EMA`.
         latent_shape: (C, H, W), or the shape of each stream by name.
         streams: what is diffused beside the latent, by name; frozen.
+        examples: what the conditioner reads besides a label or caption when pictures are drawn; None when nothing.
         compile: ``torch.compile`` the backbone (in place; the keys of the weights stay).
         run: of the other base and of :class:`lightning_modules.base.RunModule`.
 
@@ -67,6 +70,7 @@ class DiffusionModule(RunModule):
         ema_warmup: bool = False,
         latent_shape: StateShape,
         streams: Mapping[str, StreamSource] | None = None,
+        examples: Examples | None = None,
         compile: bool = False,
         **run: Any,
     ) -> None:
@@ -75,8 +79,11 @@ class DiffusionModule(RunModule):
         features: dict[str, TokenSpec] = {name: encoder.spec for name, encoder in encoders.items()}
         built = {name: make(tap_specs=backbone.tap_specs, features=features) for name, make in aligners.items()}
         self.trained = nn.ModuleDict({"backbone": backbone, "aligners": nn.ModuleDict(built)})
-        if isinstance(autoencoder.norm, nn.Module) and autoencoder.norm.state_dict():
-            self.trained["norm"] = autoencoder.norm  # statistics that follow the latents, averaged like the weights
+        norm = autoencoder.norm
+        self.measured = nn.ModuleDict()  # a scale that the first batch gives: kept, not averaged
+        if isinstance(norm, nn.Module) and norm.state_dict():
+            # Statistics that follow the latents are averaged like the weights.
+            (self.measured if isinstance(norm, FirstBatchScale) else self.trained)["norm"] = norm
         self.ema = EMA(self.trained, ema_decay, ema_warmup)
         # Frozen parts follow the module to its device but stay out of the checkpoint.
         self.frozen = nn.ModuleDict(
@@ -96,11 +103,13 @@ class DiffusionModule(RunModule):
         self.conditioner = conditioner
         self.encoders = dict(encoders)
         self.streams = dict(streams or {})
+        self.examples = examples
         self._autoencoder = {"autoencoder": autoencoder}  # in a dict, so that it is registered once
         self.sampler = sampler
         self.guidance = guidance
         self.latent_shape = latent_shape
         self.contract()
+        check_parts(backbone, objective, self.aligners)
         if compile:
             backbone.compile()
 
@@ -130,6 +139,7 @@ class DiffusionModule(RunModule):
         """Frozen parts and the average stay in evaluation mode."""
         super().train(mode)
         self.frozen.eval()
+        self.measured.train(mode)
         self.trained.train(mode)  # statistics of latents belong to a frozen autoencoder too, but they move
         self.ema.eval()
         return self
@@ -139,7 +149,7 @@ class DiffusionModule(RunModule):
         owner = self.ema.module if ema else self.trained
         return ImageGenerator(
             backbone=owner["backbone"],
-            norm=owner["norm"] if "norm" in owner else require_norm(self.autoencoder),
+            norm=self.latent_norm(ema),
             path=self.path,
             parametrization=self.parametrization,
             conditioner=self.conditioner,
@@ -147,4 +157,10 @@ class DiffusionModule(RunModule):
             guidance=self.guidance,
             autoencoder=self.autoencoder,
             latent_shape=self.latent_shape,
+            examples=self.examples,
         )
+
+    def latent_norm(self, ema: bool = True) -> Any:
+        """The norm that decodes what the averaged or the live weights sample."""
+        owner = self.ema.module if ema else self.trained
+        return owner["norm"] if "norm" in owner else require_norm(self.autoencoder)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.diffusion import DiffusionModule
 from lightning_modules.one_phase import OnePhase
@@ -20,6 +21,11 @@ class Generative(DiffusionModule, OnePhase):
     function of (seed, serial number of the sample), so the same global batch gives the same losses on any number of
     ranks, and a resumed run repeats the uninterrupted one.
     """
+
+    def learned(self) -> Iterable[nn.Parameter]:
+        """The trained parts and, where they have weights, conditioner and objective."""
+        beside = [part for part in (self.conditioner, self.objective) if isinstance(part, nn.Module)]
+        return (p for part in (self.trained, *beside) for p in part.parameters())
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one micro-batch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,10 @@ class Joint(RunModule, ABC):
     Lightning's ``global_step`` counts the first phase's optimizer alone. Thus it equals the number of rounds, and
     ``max_steps`` means what it says with any number of phases.
 
+    Attributes:
+        mark: called with ``start``, ``shared``, the name of each phase and ``average`` when that is done; whoever
+            measures puts itself there (:mod:`callbacks.phase_times`).
+
     Args:
         phases: by name, in their order; the first one takes part in every round. None leaves a phase of a recipe out.
         accumulate: micro-batches per round.
@@ -46,6 +50,7 @@ class Joint(RunModule, ABC):
             next(iter(self.phases.values())).start == 0, "the first phase takes part in every round; set its start=0"
         )
         self.accumulate = accumulate
+        self.mark: Callable[[str], None] = _nothing_to_mark
         self._micro = 0
 
     @property
@@ -76,7 +81,9 @@ class Joint(RunModule, ABC):
         """One micro-batch through every phase; after the last one of a round, the steps."""
         # Layers that draw for themselves (dropout) get a state that depends on the step alone, as everything else does.
         torch.manual_seed(self.seed + int(batch["serial"][0]))
+        self.mark("start")
         shared = self.begin(batch, SampleRandom(self.seed, batch["serial"].tolist(), self.device))
+        self.mark("shared")
         self._micro += 1
         ends_round = self._micro == self.accumulate
         for place, (name, phase) in enumerate(self.phases.items()):
@@ -88,10 +95,12 @@ class Joint(RunModule, ABC):
             self.add_terms({f"loss/{name}": losses.total, **losses.terms}, 1 / self.accumulate)
             if ends_round:
                 self._step(place, name, phase)
+            self.mark(name)
         if ends_round:
             self._micro = 0
             self.terms["train/loss"] = torch.stack([self.terms[f"train/loss/{n}"] for n in self.active_phases]).sum()
             self.finish_step()
+            self.mark("average")
 
     @property
     def active_phases(self) -> list[str]:
@@ -139,6 +148,10 @@ class Joint(RunModule, ABC):
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
             raise UserError("trainer.precision: phases are clipped one by one, without loss scaling; set bf16-mixed")
+
+
+def _nothing_to_mark(name: str) -> None:
+    """Nobody measures."""
 
 
 def _nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,10 @@ class OnePhase(RunModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
 
+    def learned(self) -> Iterable[nn.Parameter]:
+        """What is optimised."""
+        return self.trained.parameters()
+
     def note(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
         """Add a micro-batch's share to the terms of the step under way."""
         self.add_terms({"loss": total, **terms}, 1 / self.trainer.accumulate_grad_batches)
@@ -53,7 +57,7 @@ class OnePhase(RunModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained parts, and its schedule, stepped once per optimizer step."""
-        optimizer = self.make_optimizer([p for p in self.trained.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.learned() if p.requires_grad])
         if self.make_scheduler is None:
             return optimizer
         return {

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from lightning_modules.diffusion import DiffusionModule
 from lightning_modules.joint import Joint
+from lightning_modules.origin import origin_of
 from repalign.aligners.targets import EncoderTarget
 from repalign.autoencoders.kl import KLAutoencoder
+from repalign.autoencoders.latent_norm import mean_and_std
 from repalign.objectives.first_stage import FirstStage
 from repalign.random import SampleRandom
 from repalign.state import Losses
@@ -28,6 +30,9 @@ class REPAE(DiffusionModule, Joint):
     detached latents. Batch normalisation of the latents takes the place of a fixed scale, because their distribution
     moves. The equations are in :class:`repalign.training.end_to_end.EndToEnd`.
     Differs from REPA by the phases, by an autoencoder that is trained, and by running latent statistics.
+
+    When the last step is done, the run folder gets ``autoencoder.safetensors``: the tuned autoencoder with the averaged
+    latent statistics, which the second stage (a new transformer on its frozen latents, ``e2e_vae_sit_xl``) loads.
 
     Args:
         first_stage: reconstruction, regularizer and adversary of the autoencoder.
@@ -96,6 +101,14 @@ class REPAE(DiffusionModule, Joint):
             return self.end_to_end.denoiser_loss(shared, norm, self.backbone)
         losses = self.end_to_end.autoencoder_loss(shared, self._trained_autoencoder, norm, self.backbone, step)
         return Losses(losses.total, {**losses.terms, **self._latent_statistics(shared.reconstructed.latent)})
+
+    def on_train_end(self) -> None:
+        """Export the autoencoder once the last step is done."""
+        if self.trainer.is_global_zero and self.progress.step == self.trainer.max_steps:
+            autoencoder, target = self._trained_autoencoder, self.run_dir / "autoencoder.safetensors"
+            statistics = mean_and_std(self.latent_norm(ema=True), autoencoder.channels)
+            autoencoder.save(target, {**statistics, **origin_of(self, self.trainer.datamodule)}, torch.float32)
+            print(f"autoencoder: {target}", flush=True)
 
     @property
     def _trained_autoencoder(self) -> KLAutoencoder:

@@ -27,4 +27,4 @@ class SD3(Generative):
             isinstance(self.path, LinearPath) and isinstance(self.parametrization, Velocity),
             "is a rectified flow; set path=linear and parametrization=velocity",
         )
-        self.require(self.conditioner.reads == "caption", "needs captions; set conditioner=sd3 and text_encoder=sd3")
+        self.require("caption" in self.conditioner.reads, "needs captions; set conditioner=sd3 and text_encoder=sd3")

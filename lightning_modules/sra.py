@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from lightning_modules.generative import Generative
 from repalign.aligners.teacher import TeacherTarget
-from repalign.backbones.clocks import unwrapped
-from repalign.backbones.dit import DiT
-from repalign.objectives.dual_timestep import DualTimestep
 
 
 class SRA(Generative):
@@ -25,7 +22,3 @@ class SRA(Generative):
     def contract(self) -> None:
         taught = [a for a in self.aligners.values() if isinstance(a.target, TeacherTarget)]
         self.require(bool(taught), "needs an aligner with a teacher; set aligner=sra")
-        self.require(
-            not isinstance(self.objective, DualTimestep) or isinstance(unwrapped(self.backbone), DiT),
-            "tokens with times of their own need the backbone DiT; set objective=denoising aligner=sra",
-        )

@@ -47,7 +47,8 @@ class Backbone(Protocol):
     print it), ``encoder.8``, ``mid``, ``block.8/text``. ``uses_carry`` says that the output holds a ``carry`` which
     makes a later call cheaper (DDT's shared encoder, a key-value cache); a batch then may not change its size.
     A deeply supervised network takes a time for each of its K branches and says so by an attribute ``branches``; one
-    without the attribute has a single branch.
+    without the attribute has a single branch. Which times a network takes is its attribute ``times``, some of
+    ``sample``, ``branch`` and ``group`` (:class:`Objective`); one without the attribute takes one time a sample.
     """
 
     tap_specs: Mapping[str, TokenSpec]
@@ -105,7 +106,11 @@ class TimeSampler(Protocol):
 
 
 class Objective(Protocol):
-    """A training loss: it makes the draw, then calls the backbone, once or many times."""
+    """A training loss: it makes the draw, then calls the backbone, once or many times.
+
+    Its attribute ``times`` says what its draw's t is: ``sample`` [B], the default; ``branch`` [B, K], one for each
+    branch of the backbone; ``group`` [B, K], one for each group of tokens.
+    """
 
     def draw(self, x_0: State, random: Randomness) -> Draw: ...
     def __call__(
@@ -170,15 +175,20 @@ class Conditioner(Protocol):
     """From a batch to the backbone's conditions, and the null condition that guidance uses.
 
     ``drop`` says which samples lose which condition (what :meth:`draw_drop` draws); names that are not the
-    conditioner's are other parts' business. ``reads`` says by what a picture is asked for: ``label`` or ``caption``;
-    ``context_dim`` and ``pooled_dim`` are the widths of its text, None without.
+    conditioner's are other parts' business. A condition without a null is absent in :meth:`null` and stays under
+    guidance. A conditioner with weights of its own is an ``nn.Module``; they are trained with the network.
     """
 
-    reads: str
-    text_encoders: Mapping[str, TextEncoder]
-    context_dim: int | None
-    pooled_dim: int | None
-
+    @property
+    def reads(self) -> Collection[str]: ...  # of a batch: label, caption, image, boxes, segmentation
+    @property
+    def text_encoders(self) -> Mapping[str, TextEncoder]: ...  # the frozen ones that it runs
+    @property
+    def context_dim(self) -> int | None: ...  # width of Cond.text; None when there is none
+    @property
+    def pooled_dim(self) -> int | None: ...  # width of Cond.pooled; None when there is none
+    @property
+    def concat_channels(self) -> int: ...  # of Cond.spatial; 0 when there is none
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond: ...
     def null(self, batch: int, device: torch.device) -> Cond: ...
     def draw_drop(self, random: Randomness) -> Mapping[str, Tensor]: ...  # name -> bool [B]

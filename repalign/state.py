@@ -120,10 +120,11 @@ class TextStates:
 
 @dataclass(frozen=True)
 class Cond:
-    """Conditions of a batch: class labels, text tokens, a pooled vector; each may be absent.
+    """Conditions of a batch: class labels, text tokens, a pooled vector, a map beside the latent; each may be absent.
 
     ``groups`` gives every grid token the number of its group, when tokens of different groups must not see each other.
-    ``text_mask`` is true at text tokens that may be seen; ``size`` holds height, width and aspect ratio of the picture.
+    ``text_mask`` is true at text tokens that may be seen; ``size`` holds height, width and aspect ratio of the picture;
+    ``spatial`` is a map of the latent's size that joins its channels (a semantic map, a masked or a small picture).
     ``skip`` numbers blocks that a call passes over, 1-based: the weaker network of skip-layer guidance.
     """
 
@@ -133,6 +134,7 @@ class Cond:
     groups: Int[Tensor, "b n"] | None = None
     text_mask: Bool[Tensor, "b n"] | None = None
     size: Float[Tensor, "b 3"] | None = None
+    spatial: Float[Tensor, "b c h w"] | None = None
     skip: tuple[int, ...] = ()
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Cond:
@@ -146,6 +148,11 @@ class Cond:
             return torch.where(drop.reshape(-1, *[1] * (kept.ndim - 1)), other, kept)
 
         return self._pair(null, pick)
+
+    def completed(self, other: Cond) -> Cond:
+        """What is absent here taken from another: a null condition keeps what has no null (the map of inpainting)."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Cond(**{name: theirs if own is None else own for name, (own, theirs) in pairs.items()})
 
     def concatenate(self, other: Cond) -> Cond:
         """Join two conditions along the batch."""

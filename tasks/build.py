@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from datamodules.examples import examples_of
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.conditioners.derive import derived
 from repalign.encoders.streams import state_shape
 from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
-from repalign.protocols import Autoencoder, Backbone, Conditioner, Encoder, TextEncoder
-from repalign.state import StateShape
+from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
+from repalign.training.generate import Examples, asked_by
 from tasks.instantiate import build, check_targets
 
 
@@ -63,11 +66,19 @@ def assemble(cfg: DictConfig) -> Assembly:
         name: make(features=features, latent_shape=latent_shape) for name, make in build(cfg.streams, "streams").items()
     }
     shape = state_shape(latent_shape, streams)
+    make_conditioner = build(cfg.conditioner, "conditioner")
+    # Without a conditioner that reads texts, no language model is built, whatever `text_encoder=` says.
+    asks = "text_encoders" in inspect.signature(make_conditioner).parameters
+    text_encoders = build(cfg.text_encoders, "text_encoders") if asks else {}
+    conditioner: Conditioner = derived(
+        make_conditioner, num_classes=data.num_classes, text_encoders=text_encoders, autoencoder=autoencoder
+    )
     # The backbone is built last of the parts that have weights, and from its own seed: its initial weights do not
     # depend on which encoder stands beside it.
-    conditioner = make_conditioner(cfg, data.num_classes)
     torch.manual_seed(cfg.seed)
-    backbone = make_backbone(build(cfg.backbone, "backbone"), conditioner, shape, data.num_classes)
+    backbone = conditioned(
+        build(cfg.backbone, "backbone"), conditioner, latent_shape=shape, num_classes=data.num_classes
+    )
     backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
@@ -77,6 +88,7 @@ def assemble(cfg: DictConfig) -> Assembly:
         conditioner=conditioner,
         latent_shape=shape,
         streams=streams,
+        examples=examples_for(data, conditioner),
     )
     module.run_dir = Path(cfg.run_dir)
     if module.trains_autoencoder and data.cache_latents:
@@ -87,40 +99,43 @@ def assemble(cfg: DictConfig) -> Assembly:
     return Assembly(data, autoencoder, encoders, module, stored_text_encoders(conditioner.text_encoders))
 
 
-def make_conditioner(cfg: DictConfig, num_classes: int) -> Conditioner:
-    """The conditioner; text encoders are built for one that names them among its arguments, and for no other."""
-    make = build(cfg.conditioner, "conditioner")
-    names = inspect.signature(make).parameters
-    text_encoders = build(cfg.text_encoders, "text_encoders") if "text_encoders" in names else {}
-    offered = {"num_classes": num_classes, "text_encoders": text_encoders}
-    return make(**{name: value for name, value in offered.items() if name in names})
-
-
-def make_backbone(
-    make: Callable[..., Backbone], conditioner: Conditioner, latent_shape: StateShape, num_classes: int
-) -> Backbone:
-    """The backbone, given those widths of the condition that it names among its arguments.
+def conditioned(make: Callable[..., Any], conditioner: Conditioner, **sizes: Any) -> Any:
+    """The backbone, made for what the conditioner gives.
 
     Raises:
-        UserError: when one of the two reads text and the other does not.
+        UserError: when it does not read what the conditioner gives, or reads text and gets none.
     """
+    given = {name: getattr(conditioner, name) for name in ("context_dim", "pooled_dim", "concat_channels")}
     name, names = getattr(make, "func", make).__name__, inspect.signature(make).parameters
-    reads_text, kind = "context_dim" in names, type(conditioner).__name__
-    if conditioner.context_dim is not None and not reads_text:
+    kind = type(conditioner).__name__
+    if given["context_dim"] and "context_dim" not in names:
         raise UserError(f"backbone: {name} reads no text, which conditioner={kind} gives; set backbone=mmdit_d24 or so")
-    if conditioner.context_dim is None and reads_text and "num_classes" not in names:
+    if given["concat_channels"] and "concat_channels" not in names:
+        raise UserError(f"backbone: {name} reads no map, which conditioner={kind} gives; set backbone=unet_f8 or so")
+    if not given["context_dim"] and "context_dim" in names and "num_classes" not in names:
         raise UserError(f"conditioner: {kind} gives no text, which backbone={name} reads; set conditioner=text")
-    offered = {
-        "num_classes": num_classes,
-        "context_dim": conditioner.context_dim,
-        "pooled_dim": conditioner.pooled_dim,
-    }
-    return make(latent_shape=latent_shape, **{key: value for key, value in offered.items() if key in names})
+    return derived(make, **sizes, **given)
 
 
 def stored_text_encoders(text_encoders: Mapping[str, TextEncoder]) -> dict[str, TextEncoder]:
     """Those whose states are worth a store: the zeros of one that is left out are not."""
     return {name: part for name, part in text_encoders.items() if not isinstance(part, AbsentTextEncoder)}
+
+
+def examples_for(data: Any, conditioner: Conditioner) -> Examples | None:
+    """What the conditioner reads besides a label or a caption, for pictures that are drawn: of the data's own pictures.
+
+    Raises:
+        UserError: when it reads pictures and batches would not carry them.
+    """
+    beside = set(conditioner.reads) - {asked_by(conditioner)}
+    if not beside:
+        return None
+    if "image" in beside and not data.keep_images:
+        raise UserError(
+            f"data.keep_images: false, but {type(conditioner).__name__} reads pictures; set data.keep_images=true"
+        )
+    return partial(examples_of, data, with_images="image" in beside)
 
 
 def load_weights(module: DiffusionModule, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from tasks.signatures import arguments_of
 TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
-    "callbacks logger name run_name run_dir init_from resume seed steps compile ema align overrides reference".split()
+    "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
+    "reference".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -66,6 +67,7 @@ def check_composition(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in TOP_LEVEL:
             raise UserError(f"unknown top-level key '{key}' in the recipe.{nearest(str(key), TOP_LEVEL)}")
+    check_references(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: has no value yet; set {missing[0]}=...")
@@ -80,6 +82,8 @@ def check_composition(cfg: DictConfig) -> None:
                     f"choose the recipe's own {group}, or leave one out by ~{group}.{name}"
                 )
     check_root(cfg)
+    check_start(cfg)
+    check_token_io(cfg)
     check_taps(cfg)
 
 
@@ -92,6 +96,36 @@ def _check_arguments(key: str, node: Mapping[str, Any]) -> None:
         raise UserError(
             f"{key}.{name}: {owner} has no such option.{nearest(str(name), names)} Valid: {', '.join(names)}."
         )
+
+
+def check_references(cfg: DictConfig) -> None:
+    """Every key that another one is read from exists: a part may count on an option of another (``backbone.branches``).
+
+    Raises:
+        UserError: naming the two parts.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key, value in _texts(plain):
+        for group, option in re.findall(r"\$\{([a-z_]\w*)\.(\w+)", value):
+            node = plain.get(group)
+            if isinstance(node, dict) and "_target_" in node and option not in node:
+                owner = str(node["_target_"]).rpartition(".")[2]
+                raise UserError(
+                    f"{key} and {group} do not go together: {key} is read from '{group}.{option}', which {owner} does "
+                    f"not have; choose another {group}, or another {key.split('.')[0]}"
+                )
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in plain containers, with its place."""
+    if isinstance(node, str):
+        yield key, node
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts(value, f"{key}[{index}]")
 
 
 def check_root(cfg: DictConfig) -> None:
@@ -111,6 +145,51 @@ def check_root(cfg: DictConfig) -> None:
         raise UserError(f"data.root: no folder '{cfg.data.root}'; {mend}")
 
 
+def check_start(cfg: DictConfig) -> None:
+    """The weights that a training begins with are there.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if cfg.task.name != "train":
+        return  # other tasks read the weights of the run
+    for key in ("init_from", "tuning.weights"):
+        raw, value = _raw(cfg, key), OmegaConf.select(cfg, key)
+        if raw is None or value == "random":
+            continue
+        if value is None:
+            raise UserError(
+                f"{key}: this recipe begins with given weights; set {key}=FILE or the environment variable "
+                "REPALIGN_BASE (a .safetensors of task=convert), or random for fresh ones"
+            )
+        if not Path(str(value)).expanduser().is_file():
+            raise UserError(f"{key}: no file '{value}'; give a .safetensors of task=convert, or a .ckpt of a run")
+
+
+def _raw(cfg: DictConfig, key: str) -> Any:
+    """A value as written, interpolations unresolved; None where there is no such key."""
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def check_token_io(cfg: DictConfig) -> None:
+    """A backbone that takes no token io has the latent alone, in patches.
+
+    Raises:
+        UserError: naming the backbone, and the token io or the streams that it cannot have.
+    """
+    chosen = str(cfg.token_io._target_).rpartition(".")[2]
+    if "token_io" in cfg.backbone or (chosen == "PatchIO" and not cfg.streams):
+        return
+    found = f"token_io ({chosen})" if chosen != "PatchIO" else f"streams ({', '.join(map(str, cfg.streams))})"
+    raise UserError(
+        f"{found} and backbone ({str(cfg.backbone._target_).rpartition('.')[2]}) do not go together: this backbone "
+        "cuts one latent into patches itself; set token_io=patch streams=none, or backbone=sit_*"
+    )
+
+
 def check_taps(cfg: DictConfig) -> None:
     """Every aligner's tap exists in the backbone.
 
@@ -123,8 +202,12 @@ def check_taps(cfg: DictConfig) -> None:
     if not cfg.aligners:
         return
     narrow = cfg.backbone.copy()
-    if "heads" in narrow and "dim" in narrow:
-        narrow.dim = 12 * (narrow.heads or narrow.depth)  # a multiple of 4, and of 3 where sizes are embedded
+    if "groups" in narrow:
+        narrow.groups = 1  # of a U-Net's norms: they divide every width
+    heads = narrow.get("heads") or (narrow.depth if "heads" in narrow else None)
+    if "dim" in narrow:
+        # A multiple of 4, and of 3 where sizes are embedded.
+        narrow.dim = 12 * heads if heads else narrow.get("head_dim", narrow.dim)
     with open_dict(narrow):
         narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64

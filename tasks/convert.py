@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,15 +28,20 @@ from repalign.checkpoints.keys import StateDict
 from repalign.checkpoints.redi import ReDiAdapter
 from repalign.checkpoints.reg import reg_adapter
 from repalign.checkpoints.repa import REPAAdapter
+from repalign.checkpoints.repa_e import REPAEAdapter
 from repalign.checkpoints.sd3 import KEYS as MMDIT_KEYS
 from repalign.checkpoints.sd3 import PREFIX, SD3Adapter, SD3DiffusersAdapter
 from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
+from repalign.checkpoints.unet import DiffusersUNetAdapter
 from repalign.errors import UserError, unknown_choice
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
 from tasks.convert_diffusers import CONFIGS, dit_config, read_folder, write_folder
+from tasks.convert_lora import convert_lora
+from tasks.convert_sections import check_first_stage, in_sections, sections_of, stage_of, stage_states
+from tasks.convert_unet import conditioner_of, ldm_adapter, unet_of
 
 FORMAT = "repalign"
 
@@ -82,6 +87,9 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "layer_sync": lambda module, task: DiTAdapter(),
     "sra": lambda module, task: SRAAdapter(list(module.aligners)),
     "u_repa": lambda module, task: URepaAdapter(list(module.aligners)),
+    "ldm": ldm_adapter,
+    "unet_diffusers": lambda module, task: DiffusersUNetAdapter(unet_of(module)),
+    "repa_e": lambda module, task: REPAEAdapter(list(module.aligners), task.legacy_depth),
 }
 
 
@@ -94,8 +102,10 @@ def run(cfg: DictConfig) -> None:
     task = cfg.task
     if task.family in AUTOENCODERS:
         return convert_autoencoder(cfg)
+    if task.family == "lora":
+        return convert_lora(cfg)
     if task.family not in FAMILIES:
-        raise unknown_choice("task.family", task.family, (*FAMILIES, *AUTOENCODERS), "family of checkpoints")
+        raise unknown_choice("task.family", task.family, (*FAMILIES, "lora", *AUTOENCODERS), "family of checkpoints")
     if task.input is None:
         raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
@@ -105,14 +115,16 @@ def run(cfg: DictConfig) -> None:
     adapter = FAMILIES[task.family](module, task)
     target.parent.mkdir(parents=True, exist_ok=True)
     if task.direction == "import":
-        parts = adapter.from_official(read_official(source, task.weights))
-        put_parts(parts_of(module.trained), parts, source)
+        parts = adapter.from_official(read_official(source, task.weights, sections_of(adapter)))
+        check_first_stage(module, parts, source)
+        put_parts(all_parts(module, module.trained), parts, source)
         flat = {f"{part}/{key}": value.contiguous() for part, state in parts.items() for key, value in state.items()}
         _replace(target, lambda file: save_file(flat, file, {"format": FORMAT, "family": task.family}))
     elif task.direction == "export":
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
-        official = adapter.to_official({name: part.state_dict() for name, part in parts_of(owner).items()})
+        states = {name: part.state_dict() for name, part in {**parts_of(owner), **conditioner_of(module)}.items()}
+        official = adapter.to_official({**states, **(stage_states(module) if sections_of(adapter) else {})})
         write_official(target, task.family, adapter, official, unwrapped(module.backbone))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
@@ -132,7 +144,8 @@ def write_official(
     elif target.suffix == ".safetensors":
         _replace(target, lambda file: save_file({key: x.contiguous() for key, x in official.items()}, file))
     elif adapter.containers:
-        _replace(target, lambda file: torch.save(dict.fromkeys(adapter.containers, official), file))
+        content = in_sections(official, adapter.containers, sections_of(adapter))
+        _replace(target, lambda file: torch.save(content, file))
     else:
         raise UserError(f"task.output: '{target.name}'; {family} checkpoints are .safetensors")
 
@@ -143,12 +156,18 @@ def size_of(path: Path) -> int:
 
 
 def parts_of(trained: nn.Module) -> dict[str, nn.Module]:
-    """The parts that checkpoints speak of: the network inside its clock and the heads of the aligners."""
+    """The parts that checkpoints speak of: the network inside its clock, heads of the aligners, running statistics."""
     assert isinstance(trained, nn.ModuleDict)
     aligners = trained["aligners"]
     assert isinstance(aligners, nn.ModuleDict)
     heads = {f"aligners.{name}.head": aligner.get_submodule("head") for name, aligner in aligners.items()}
-    return {"backbone": unwrapped(trained["backbone"]), **heads}
+    norm = {"norm": trained["norm"]} if "norm" in trained else {}
+    return {"backbone": unwrapped(trained["backbone"]), **heads, **norm}
+
+
+def all_parts(module: Generative, owner: nn.Module) -> dict[str, nn.Module]:
+    """The parts of the live or the averaged weights, and those that are not averaged: conditioner and first stage."""
+    return {**parts_of(owner), **conditioner_of(module), **stage_of(module)}
 
 
 def put_parts(modules: Mapping[str, nn.Module], parts: Mapping[str, Mapping[str, Tensor]], source: Path) -> None:
@@ -171,8 +190,13 @@ def put_parts(modules: Mapping[str, nn.Module], parts: Mapping[str, Mapping[str,
         modules[name].load_state_dict(dict(state))
 
 
-def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
+def read_official(path: Path, weights: str = "ema", sections: Collection[str] = ()) -> dict[str, Tensor]:
     """State dict of an official file: bare, or under ``ema`` / ``model``; no code from the file is run.
+
+    Args:
+        path: .safetensors, or what ``torch.save`` wrote.
+        weights: which of the networks in it.
+        sections: further networks, which stand beside it; their keys come behind ``<section>.``.
 
     Raises:
         UserError: when the file is torn, holds code, or holds no state dict.
@@ -186,9 +210,11 @@ def read_official(path: Path, weights: str = "ema") -> dict[str, Tensor]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"checkpoint: '{path}' cannot be read safely ({type(error).__name__})") from error
+    held = content if isinstance(content, dict) else {}
+    further = {f"{name}.{key}": value for name in sections for key, value in held.get(name, {}).items()}
     for key in (weights, "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+        if isinstance(held.get(key), dict):
+            content = {**held[key], **further}
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"checkpoint: '{path}' holds no state dict; expected tensors by name, or 'ema' / 'model'")
@@ -201,6 +227,17 @@ def load_safetensors(module: Generative, path: Path) -> None:
     Raises:
         UserError: when the file is torn, not ours, or of another architecture.
     """
+    parts = read_parts(path)
+    for owner in (module.trained, module.ema.module):
+        put_parts(all_parts(module, owner), parts, path)
+
+
+def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
+    """State dicts by part from a file that ``task=convert`` wrote.
+
+    Raises:
+        UserError: when the file is torn or not ours.
+    """
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("format") != FORMAT:
@@ -212,8 +249,7 @@ def load_safetensors(module: Generative, path: Path) -> None:
     for key, value in flat.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    for owner in (module.trained, module.ema.module):
-        put_parts(parts_of(owner), parts, path)
+    return parts
 
 
 def _replace(target: Path, write: Any) -> None:

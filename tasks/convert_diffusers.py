@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from repalign.backbones.cross_dit import CrossDiT
 from repalign.backbones.dit import DiT
 from repalign.backbones.mmdit import MMDiT
+from repalign.checkpoints.unet_config import unet_config
 from repalign.errors import UserError
 from repalign.nn.cross import SharedModulation
 from repalign.nn.joint import JointBlock
@@ -154,6 +155,7 @@ CONFIGS: Mapping[str, Callable[[nn.Module], dict[str, Any]]] = {
     "sd3_diffusers": sd3_config,
     "pixart_diffusers": pixart_config,
     "dit_diffusers": dit_config,
+    "unet_diffusers": unet_config,
 }
 
 

@@ -1,12 +1,11 @@
-"""task=evaluate: scores of pictures, from files or drawn now."""
+"""task=evaluate: scores of pictures, from files or drawn now, with the protocol of every number."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,133 +14,196 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from callbacks.pictures import generate
+from callbacks.score_log import FILE, append_scores, score_lines, shown
+from datamodules.own_store import Share
 from datamodules.progress import progress
 from repalign.errors import UserError
 from repalign.metrics.features import to_uint8
 from repalign.metrics.reference import Reference
-from repalign.metrics.suite import FeatureMetrics
+from repalign.metrics.suite import FeatureMetrics, SeveralFeatures, spaces_of
 from tasks.instantiate import build
-from tasks.pictures_in import count_pictures, fingerprint_of, read_pictures
+from tasks.pictures_in import count_pictures, fingerprint_of, holds, read_pictures
+from tasks.processes import device, process_group
 from tasks.record import commit_of, hardware
-from tasks.sample import device, restored, settings, wanted_labels
+from tasks.sample import drawing_of, restored, settings, wanted_labels
+
+Metrics = FeatureMetrics | SeveralFeatures
 
 
 def run(cfg: DictConfig) -> None:
-    """Score the pictures and write ``evaluation.json`` beside them.
+    """Score the pictures; write ``evaluation.json`` and append to ``metrics.jsonl`` beside it.
 
     Raises:
         UserError: one line for missing pictures, weights or reference.
     """
     if cfg.metric is None:
         raise UserError("metric: none chosen; set metric=lite0 or metric=inception")
-    metrics: FeatureMetrics = build(cfg.metric, "metric")
-    metrics.to(device())
+    with process_group() as share:
+        metrics: Metrics = build(cfg.metric, "metric")
+        metrics.reset()
+        for space in spaces_of(metrics).values():
+            space.to(device())
+        began = time.perf_counter()
+        score = _score_given if cfg.task.samples is not None else _score_drawn
+        target, notes = score(cfg, metrics, share)
+        if share.part == 0:
+            lines = score_lines(metrics, metrics.compute(), notes["settings"] or {}, notes.pop("step"))
+            result = {**summary(metrics, lines), "seconds": round(time.perf_counter() - began, 1), **notes}
+            _write(result, lines, target)
+
+
+def _score_given(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path, dict[str, Any]]:
+    if share.parts > 1:
+        raise UserError("task.samples: given pictures are scored by one process; start one alone")
+    task, samples = cfg.task, Path(cfg.task.samples)
+    total = count_pictures(samples, "task.samples")
+    set_references(metrics, cfg, build(cfg.data, "data") if task.reference is None else None)
+    with progress("scoring", total) as advance:
+        for images in read_pictures(samples, task.batch_size, "task.samples"):
+            metrics.update(images)
+            advance(len(images))
+    folder = samples if samples.is_dir() else samples.parent
+    drawn = settings_beside(folder)
+    return folder, {"samples": str(samples), "settings": drawn, "step": None}
+
+
+def _score_drawn(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path, dict[str, Any]]:
     task = cfg.task
-    cache = Path(cfg.paths.cache) / "reference"
-    if task.samples is not None:
-        samples = Path(task.samples)
-        data = build(cfg.data, "data") if task.reference is None else None
-        pictures = read_pictures(samples, task.batch_size, "task.samples")
-        total = count_pictures(samples, "task.samples")
-        target = (samples if samples.is_dir() else samples.parent) / "evaluation.json"
-        notes: dict[str, Any] = {"samples": str(samples), "settings": _settings_beside(target.parent)}
+    assembly, generator, checkpoint = restored(cfg)
+    wanted = wanted_labels(cfg, assembly)
+    if share.part == 0:
+        set_references(metrics, cfg, assembly.data)
+    told = settings(cfg, checkpoint)
+    if task.keep is None:
+        if share.parts > 1:
+            raise UserError("task.keep: several processes meet in the folder of drawn pictures; name one")
+        with progress("scoring", len(wanted)) as advance:
+            for images in generate(generator, wanted, task.seed, task.batch_size, device()):
+                metrics.update(to_uint8(images, task.rounding).float() / 255)
+                advance(len(images))
     else:
-        assembly, generator, checkpoint = restored(cfg)
-        data = assembly.data
-        labels = wanted_labels(cfg, assembly)
-        drawn = generate(generator, labels, task.seed, task.batch_size, device())
-        pictures = (to_uint8(images, task.rounding).float() / 255 for images in drawn)
-        total = len(labels)
-        target = Path(cfg.run_dir) / "evaluation.json"
-        notes = {"samples": "drawn for this evaluation", "settings": settings(cfg, checkpoint)}
-    reference = Path(task.reference) if task.reference is not None else None
-    set_reference(metrics, reference, data, cache, task.batch_size)
-    result = {**evaluate(_with_progress(pictures, total), metrics), **notes}
-    write_evaluation(result, target)
-    for name, value in result["metrics"].items():
-        print(f"{name:>16} {value:.6g}", flush=True)
-    print(f"{result['num_samples']} pictures against {result['num_reference']}; wrote {target}", flush=True)
+        drawing = drawing_of(cfg, told, wanted, generator)
+        drawing.draw(share, lambda serials, pictures: metrics.update(pictures.float() / 255, serials))
+    if share.parts > 1:
+        for space in spaces_of(metrics).values():
+            space.gather()
+    step = checkpoint.stem.rpartition("_")[2] if checkpoint.suffix == ".ckpt" else ""
+    notes = {"samples": "drawn for this evaluation", "settings": told, "step": int(step) if step.isdigit() else None}
+    return Path(cfg.run_dir), notes
 
 
-def set_reference(metrics: FeatureMetrics, path: Path | None, data: Any, cache: Path, batch_size: int) -> None:
-    """Give the metrics their real side.
+def set_references(metrics: Metrics, cfg: DictConfig, data: Any) -> None:
+    """Give every feature space its real side: ``task.reference``, or the data set.
 
-    Args:
-        metrics: to be filled.
-        path: statistics (.safetensors of this project, .npz with mu and sigma), or pictures; None: the data set.
-        data: the data module, read when ``path`` is None.
-        cache: where measured statistics are kept.
-        batch_size: pictures at once.
+    Moments (.safetensors of this project, .npz with mu and sigma) are of one network, Inception's for ADM's files. They
+    serve the feature space of their width; pictures (a folder, or arr_0 of the .npz) serve all.
 
     Raises:
         UserError: when the path holds neither statistics nor pictures.
     """
+    path = Path(cfg.task.reference) if cfg.task.reference is not None else None
+    for space in spaces_of(metrics).values():
+        set_reference(space, path, data, Path(cfg.paths.cache) / "reference", cfg.task.batch_size)
+
+
+def set_reference(metrics: FeatureMetrics, path: Path | None, data: Any, cache: Path, batch_size: int) -> None:
+    """Give a feature space its real side.
+
+    Args:
+        metrics: to be filled.
+        path: statistics (.safetensors of this project, .npz with mu and sigma), or pictures, or an .npz with both
+            (ADM's reference batch: published moments, and pictures for precision and recall); None: the data set.
+        data: the data module, read when ``path`` is None.
+        cache: where measured statistics are kept, by a hash of the content.
+        batch_size: pictures at once.
+
+    Raises:
+        UserError: when the path holds neither statistics nor pictures, or less than the scores need.
+    """
     if path is None:
         data.setup("fit")
         metrics.prepare(lambda: data.reference_images(batch_size), data.fingerprint, cache)
-    elif path.suffix == ".safetensors" or (path.suffix == ".npz" and _holds_moments(path)):
-        metrics.set_reference(Reference.load(path))
-    elif path.exists():
-        metrics.prepare(lambda: read_pictures(path, batch_size, "task.reference"), fingerprint_of(path), cache)
-    else:
+        return
+    if not path.exists():
         raise UserError(f"task.reference: nothing at '{path}'; expected .npz, .safetensors or a folder of pictures")
+    moments = Reference.load(path) if path.suffix == ".safetensors" or holds(path, "mu") else None
+    needs = frozenset[str]().union(*(score.needs_reference for score in metrics.scores.values()))
+    if moments is not None and (needs <= moments.holds or not holds(path, "arr_0")):
+        metrics.set_reference(moments)
+        return
+    metrics.prepare(
+        lambda: read_pictures(path, batch_size, "task.reference"),
+        fingerprint_of(path),
+        cache,
+        moments,
+    )
 
 
-def _holds_moments(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "mu.npy" in archive.namelist()
-
-
-def evaluate(samples: Iterable[Float[Tensor, "b 3 h w"]], metrics: FeatureMetrics) -> dict[str, Any]:
+def evaluate(samples: Iterable[Float[Tensor, "b 3 h w"]], metrics: Metrics) -> dict[str, Any]:
     """Score pictures against the reference that ``metrics`` holds.
 
     Args:
         samples: batches in [0, 1]; how they are cut does not change the result.
-        metrics: with its reference set.
+        metrics: with its references set.
 
     Returns:
-        ``metrics`` (name -> value), ``num_samples``, ``num_reference``, ``network`` and ``reference`` fingerprints,
-        date, commit and hardware.
+        See :func:`summary`.
     """
     metrics.reset()
-    began = time.perf_counter()
     for images in samples:
         metrics.update(images)
-    values, count, reference = metrics.compute(), metrics.count, metrics.reference
+    found = summary(metrics, score_lines(metrics, metrics.compute(), {}, None))
     metrics.reset()
+    return found
+
+
+def summary(metrics: Metrics, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """``metrics`` (name -> value), their protocols, numbers of pictures, date, commit and hardware."""
+    values: dict[str, float] = {}
+    for line in lines:
+        values[line["name"]] = line["value"]
+        values |= {f"{line['name']}_{key}": line[key] for key in ("std", "ci95") if line[key] is not None}
+    first = lines[0]["record"] if lines else {}
     return {
         "metrics": values,
-        "num_samples": count,
-        "num_reference": None if reference is None else reference.count,
-        "network": metrics.network.fingerprint,
-        "reference": None if reference is None else reference.fingerprint,
-        "seconds": round(time.perf_counter() - began, 1),
+        "protocols": {line["protocol"]: line["record"] for line in lines},
+        "protocol_of": {line["name"]: line["protocol"] for line in lines},
+        "num_samples": metrics.count,
+        "num_reference": first.get("num_reference"),
+        "network": first.get("features"),
+        "reference": first.get("reference"),
         "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         "commit": commit_of(Path(__file__).parent),
         "hardware": hardware(),
     }
 
 
-def write_evaluation(result: dict[str, Any], path: Path) -> None:
+def _write(result: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> None:
+    for warning in append_scores(folder / FILE, lines):
+        print(f"warning: {warning}", flush=True)
+    write_evaluation(result, folder / "evaluation.json")
+    for row in shown(result["metrics"]):
+        name = row.split()[0]
+        print(f"{row}  (protocol {result['protocol_of'][name]})", flush=True)
+    print(
+        f"{result['num_samples']} pictures against {result['num_reference']}; wrote {folder / 'evaluation.json'}",
+        flush=True,
+    )
+
+
+def write_evaluation(result: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".incomplete")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.write_text(json.dumps(result, indent=2, default=str) + "\n")
     os.replace(partial, path)
 
 
-def _settings_beside(folder: Path) -> Any:
+def settings_beside(folder: Path) -> dict[str, Any] | None:
     """What task=sample wrote about how the pictures were drawn; None for pictures from elsewhere."""
     for candidate in (folder, folder.parent):
         if (candidate / "settings.json").is_file():
             return json.loads((candidate / "settings.json").read_text())
+        if (candidate / "manifest.json").is_file():
+            return json.loads((candidate / "manifest.json").read_text())["info"].get("settings")
     return None
-
-
-def _with_progress(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
-    with progress("scoring", total) as advance:
-        for images in batches:
-            yield images
-            advance(len(images))

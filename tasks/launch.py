@@ -7,20 +7,21 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
+from tasks import jobs
 from tasks.check import check_composition, check_types
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,16 +53,24 @@ def launch(argv: list[str]) -> int:
     try:
         if stray:
             raise UserError(f"'{stray[0]}': an argument has the form key=value or group=choice, or is a flag like -m")
+        sweeping = bool({"-m", "--multirun"} & set(argv))
+        if sweeping:
+            overrides = [*named_sweep(overrides), *overrides]
         lines = combinations(overrides)
-        if len(lines) > 1 and not {"-m", "--multirun"} & set(argv):
+        if not sweeping and len(lines) > 1:
             raise UserError("several values for one key make a sweep; add -m, or write a list as key=[a,b]")
         composed = [compose(combination) for combination in lines]
         if not FLAGS_THAT_SHOW & set(argv):
             for cfg in composed:
                 check_composition(cfg)  # before Hydra composes twice more: a mistake is answered a second earlier
-        _run_hydra(argv)
+            if not sweeping and "LOCAL_RANK" not in os.environ:  # a further process of a job has the job's words
+                check_single(overrides)
+        flags = [word for word in argv if word not in overrides]
+        _run_hydra([*flags, *for_all_jobs(overrides)] if sweeping else argv, sweeping)
     except UserError as error:
         return _say(error)
+    except HydraException as error:  # of a sweep alone: Hydra ends a single run itself
+        return _say(UserError(_first_line(error)))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     return 0
@@ -72,22 +81,100 @@ def _say(error: UserError) -> int:
     return 2
 
 
-def _run_hydra(argv: list[str]) -> None:
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def main(cfg: DictConfig) -> None:
-        try:
-            job = HydraConfig.get()
-            if job.mode == RunMode.MULTIRUN:
-                cfg.run_dir = job.runtime.output_dir  # one folder per job
-            cfg.overrides = list(job.overrides.task)
-            check_composition(cfg)
-            task: Callable[[DictConfig], None] = importlib.import_module(f"tasks.{cfg.task.name}").run
-            task(cfg)
-        except UserError as error:
-            sys.exit(_say(error))
-
+def _run_hydra(argv: list[str], sweeping: bool) -> None:
+    if sweeping:
+        # A failed job comes out as its own error, when the others are done: not as Hydra's summary of it.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        # Processes that run a job for us import the project from wherever they start.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     sys.argv = [sys.argv[0], *argv]
-    main()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Check a composition and run its task; in a sweep, unless that job is finished.
+
+    Returns:
+        In a sweep the number named by ``score``, for a sweeper that searches.
+
+    Raises:
+        UserError: in a sweep, one line that names the job; a single run ends with it.
+    """
+    context = HydraConfig.get()
+    sweeping = context.mode == RunMode.MULTIRUN
+    if sweeping:
+        cfg.run_dir = context.runtime.output_dir  # one folder per job
+        # Lightning starts the further processes of a job by this line: they run the job, not the sweep.
+        sys.argv = [str(ROOT / "run.py"), *context.overrides.task, f"run_dir={cfg.run_dir}"]
+    cfg.overrides = list(context.overrides.task)
+    try:
+        check_composition(cfg)
+        task: Callable[[DictConfig], None]
+        if not sweeping:
+            task = importlib.import_module(f"tasks.{cfg.task.name}").run
+            task(cfg)
+            return None
+        if jobs.begin(cfg):
+            print(f"job {context.job.num} is finished, not run again: {cfg.run_dir}", flush=True)
+        else:
+            task = importlib.import_module(f"tasks.{cfg.task.name}").run
+            task(cfg)
+            jobs.finish(cfg)
+        return jobs.score_of(cfg)
+    except UserError as error:
+        if not sweeping:
+            sys.exit(_say(error))
+        failed = UserError(f"job {context.job.num} ({' '.join(cfg.overrides)}): {error}")
+        _say(failed)  # at once; the sweep ends with it when the other jobs are done
+        raise failed from error
+
+
+def named_sweep(overrides: Iterable[str]) -> list[str]:
+    """What ``sweep=NAME`` runs over, as words of a command line; those that are typed come later and win."""
+    values = dict(word.split("=", 1) for word in overrides if "=" in word)
+    file = CONF / "sweep" / f"{values.get('sweep')}.yaml"
+    if not file.is_file():
+        return []  # none, or a name that the composition will complain of
+    params = OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params") or {}
+    return [f"{key}={value}" for key, value in params.items() if key not in values]
+
+
+def for_all_jobs(overrides: list[str]) -> list[str]:
+    """A sweep's words, so that Hydra first composes what its jobs share from them.
+
+    Where the recipe itself is swept, that part knows no recipe: a key that only recipes have becomes a sweep over its
+    one value, which the jobs alone read.
+
+    Raises:
+        UserError: when such a key is to be deleted, which Hydra cannot leave to the jobs.
+    """
+    parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    if not any(o.key_or_group == "experiment" and o.is_sweep_override() for o in parsed):
+        return overrides
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        known = set(flat_keys(hydra.compose("config", overrides=[w for w in fixed if is_group(w.split("=")[0])])))
+    words = []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if word.startswith("~") and key[1:] not in known:
+            raise UserError(f"{word}: only the recipes have this key, and they are swept; set options of it instead")
+        local = word in fixed and key[0] not in "+~" and not is_group(key) and key not in known
+        words.append(f"{key}=choice({value})" if local and not key.startswith("hydra.") else word)
+    return words
+
+
+def check_single(overrides: Iterable[str]) -> None:
+    """Groups that mean something to several runs alone.
+
+    Raises:
+        UserError: when one of them is chosen for a single run.
+    """
+    for word in overrides:
+        group, _, choice = word.partition("=")
+        if group in ("sweep", "launcher") and choice != "null":
+            raise UserError(f"{group}: '{choice}' is for several runs; add -m (python run.py -m {group}={choice} ...)")
 
 
 def combinations(overrides: Iterable[str]) -> list[list[str]]:
@@ -100,7 +187,7 @@ def combinations(overrides: Iterable[str]) -> list[list[str]]:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UserError(f"command line: {_first_line(error)}") from error
-    expanded = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [None] for o in parsed]
+    expanded = [_values_of(o) for o in parsed]
     lines = []
     for row in range(max([len(values) for values in expanded], default=1)):
         line = []
@@ -109,6 +196,17 @@ def combinations(overrides: Iterable[str]) -> list[list[str]]:
             line.append(override.input_line if value is None else f"{override.key_or_group}={value}")
         lines.append(line)
     return lines
+
+
+def _values_of(override: Override) -> Sequence[str | None]:
+    """The values that a word sweeps over, of an interval both ends; [None] for a word that does not sweep."""
+    if not override.is_sweep_override():
+        return [None]
+    if override.is_interval_sweep():
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        return [str(interval.start), str(interval.end)]
+    return list(override.sweep_string_iterator())
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -143,6 +241,10 @@ def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserEr
     """Hydra's composition errors as one line with the nearest valid name."""
     text = str(error)
     missing = re.search(r"[Cc]ould not (?:find|load) '([\w/]+)/([^/']*)'", text)
+    if missing and missing[1].startswith("hydra/"):
+        return UserError(
+            f"{missing[1]}={missing[2]}: no such plugin of Hydra is installed; pip install 'repalign[sweep]'"
+        )
     if missing:
         return unknown_choice(missing[1], missing[2], choices(missing[1]), f"choice of group '{missing[1]}'")
     there = re.search(r"already at '([^']+)'", text)

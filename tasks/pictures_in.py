@@ -1,10 +1,11 @@
-"""Generated pictures from a folder or from ADM's npz."""
+"""Generated pictures from a folder, from ADM's npz, or from shards that this project drew."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,10 @@ from jaxtyping import Float
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from datamodules.files import digest_of, sha256_of
+from datamodules.store import MANIFEST, ArrayStore, Manifest
 from repalign.errors import UserError
+from tasks.drawing import pictures_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -25,15 +29,17 @@ def read_pictures(path: Path, batch_size: int, key: str) -> Iterator[Float[Tenso
     """Pictures in [0, 1], batch by batch.
 
     Args:
-        path: a folder with pictures (any depth, in the order of their names), or an .npz whose ``arr_0`` is uint8
-            [N, H, W, 3].
+        path: a folder with pictures (any depth, in the order of their names), a folder of shards
+            (:mod:`tasks.drawing`), or an .npz whose ``arr_0`` is uint8 [N, H, W, 3].
         batch_size: pictures at once; a large npz is streamed, not loaded.
         key: the configuration key, for messages.
 
     Raises:
         UserError: when nothing is there, a file is torn, or sizes differ.
     """
-    if path.is_dir():
+    if (path / MANIFEST).is_file():
+        yield from (pixels.float() / 255 for _, _, pixels in pictures_of(ArrayStore(path), batch_size))
+    elif path.is_dir():
         yield from _from_folder(path, batch_size, key)
     else:
         _require_npz(path, key)
@@ -42,6 +48,8 @@ def read_pictures(path: Path, batch_size: int, key: str) -> Iterator[Float[Tenso
 
 def count_pictures(path: Path, key: str) -> int:
     """How many pictures :func:`read_pictures` will give; the same errors for what is not there."""
+    if (path / MANIFEST).is_file():
+        return len(ArrayStore(path))
     if path.is_dir():
         return len(picture_files(path))
     _require_npz(path, key)
@@ -55,10 +63,25 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def fingerprint_of(path: Path) -> str:
-    """Changes when a file below the path is added, removed or rewritten."""
-    files = picture_files(path) if path.is_dir() else [path]
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+    """Stands for the content of a file, or of all pictures below a folder: sixteen hexadecimal digits.
+
+    Names and times have no part in it beyond the order of the pictures, so a copy elsewhere has the same.
+    """
+    if path.is_file():
+        return sha256_of(path)[:16]
+    if (path / MANIFEST).is_file():
+        return digest_of({name: entry["sha256"] for name, entry in Manifest.load(path).files.items()})[:16]
+    files = picture_files(path)
+    with ThreadPoolExecutor(4) as pool:
+        return hashlib.sha256("".join(pool.map(sha256_of, files)).encode()).hexdigest()[:16]
+
+
+def holds(path: Path, array: str) -> bool:
+    """Whether an .npz file has an array of this name."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return f"{array}.npy" in archive.namelist()
 
 
 def _from_folder(folder: Path, batch_size: int, key: str) -> Iterator[Tensor]:

@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from repalign.errors import UserError
-from tasks.report_data import is_run, read_run
+from tasks.report_data import RunFolder, is_run, read_run
+from tasks.report_files import write_files
 from tasks.report_pages import run_page, sweep_page
 from tasks.report_sweep import runs_below
 
@@ -31,6 +32,8 @@ def run(cfg: DictConfig) -> None:
 def write_report(folder: Path, output: Path | None = None) -> Path:
     """Write a self-contained page: styles, curves and pictures inside, no script, no network.
 
+    Of a folder of runs also ``sweep.csv``, ``sweep.md`` and ``sweep.png``, beside the page.
+
     Args:
         folder: a run folder, or a folder with run folders below it.
         output: the file; ``report.html`` in the folder when None.
@@ -43,6 +46,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"task.folder: no folder '{folder}'; give a run folder or a folder of run folders")
+    runs: list[RunFolder] = []
     if is_run(folder):
         page = render("run.html", run_page(read_run(folder)))
     else:
@@ -52,6 +56,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         page = render("sweep.html", sweep_page(runs, folder))
     target = output or folder / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
+    if runs:
+        write_files(runs, target.parent)
     partial = target.with_name(f".{target.name}.incomplete")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, target)

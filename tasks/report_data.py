@@ -68,9 +68,9 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """Scores, without the deviations that accompany them."""
+        """Scores, without the deviations and intervals that accompany them."""
         found = {n.removeprefix("metric/"): s for n, s in self.series.items() if n.startswith("metric/")}
-        return {name: series for name, series in found.items() if not name.endswith("_std")}
+        return {name: series for name, series in found.items() if not name.endswith(("_std", "_ci95"))}
 
     def spread(self, metric: str) -> Series | None:
         """Deviation that was logged beside a score."""

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tasks.report_alignment import alignment_figures
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
 from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
+from tasks.report_scores import evaluation_of, protocol_notes
 from tasks.report_sweep import Variant, band, summary, variants_of
 
 _MOST_GRIDS = 8
@@ -42,7 +44,7 @@ def run_page(run: RunFolder) -> dict[str, Any]:
             for name, series in run.metrics.items()
             if len(series.steps) > 1
         ],
-        "evaluation": _evaluation(run),
+        "evaluation": evaluation_of(run),
         "losses": [_loss_figure(run, name, wide=index == 0) for index, name in enumerate(losses)],
         "machine_plots": [_machine_figure(run, name) for name in machine],
         "facts": _facts(run),
@@ -68,10 +70,11 @@ def sweep_page(runs: Sequence[RunFolder], folder: Path) -> dict[str, Any]:
             {"what": "variants", "value": len(variants), "note": "differ by more than the seed"},
             *(_best_card(variants, name) for name in metrics[:3]),
         ],
-        "missing": _sweep_notes(variants, metrics),
+        "missing": [*_sweep_notes(variants, metrics), *protocol_notes(runs)],
         "metrics": metrics,
         "variants": [_variant_row(v, variants, metrics, folder) for v in variants],
         "plots": [_band_figure(variants, name) for name in metrics if any(band(v, name) for v in variants)],
+        "alignment": alignment_figures(variants, metrics),
         "grids": [{"source": _png(g.path), "caption": f"{v.label} (step {g.step:,})"} for v, g in grids],
         "attributions": sorted({text for run in runs for text in attributions(run)}),
     }
@@ -219,18 +222,6 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if isinstance(reference, dict):
         flat["reference"] = ", ".join(f"{name}: {value}" for name, value in reference.items())
     return [(name, str(value)) for name, value in {**flat, "folder": run.path}.items()]
-
-
-def _evaluation(run: RunFolder) -> dict[str, Any] | None:
-    values = run.evaluation.get("metrics")
-    if not isinstance(values, dict):
-        return None
-    told = run.evaluation
-    caption = (
-        f"{told.get('num_samples')} pictures against {told.get('num_reference')} real ones, network "
-        f"{told.get('network')}, {told.get('date')}"
-    )
-    return {"caption": caption, "rows": [(name, f"{float(value):.6g}") for name, value in values.items()]}
 
 
 def _best_of(variants: Sequence[Variant], name: str) -> float | None:

@@ -14,8 +14,11 @@ from matplotlib.figure import Figure
 from tasks.report_data import RunFolder, Series, higher_is_better
 from tasks.report_sweep import Band
 
-COLOURS = ("#3457d5", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#c2255c", "#866118", "#495057")
-_STYLE = {
+COLOURS = (
+    *("#3457d5", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285"),
+    *("#c2255c", "#866118", "#495057", "#e8a400", "#74b816"),
+)
+STYLE = {
     "svg.fonttype": "path",
     "font.size": 8.5,
     "text.color": "#3a3f4a",
@@ -129,15 +132,22 @@ def _cycle(count: int) -> Sequence[str]:
 
 
 def _figure(draw: Callable[[Axes], None], log_x: bool, size: tuple[float, float]) -> str:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
+    def against_the_step(axes: Axes) -> None:
         draw(axes)
         if log_x:
             # symlog keeps step 0, where the scores before training are.
             axes.set_xscale("symlog", linthresh=10)
             axes.set_xlim(left=0)
         axes.set_xlabel("step")
+
+    return drawn(against_the_step, size)
+
+
+def drawn(draw: Callable[[Axes], None], size: Size) -> str:
+    """A figure in the report's style."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     # As an image of its own: identifiers inside two inline SVGs would meet.

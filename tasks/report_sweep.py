@@ -11,7 +11,7 @@ import numpy as np
 from tasks.report_data import RunFolder, Series, is_run, read_run
 
 # Overrides that name a run and do not change what is trained.
-_NAMES = ("seed", "run_name", "name", "run_dir", "resume")
+_NAMES = ("seed", "run_name", "name", "run_dir", "resume", "launcher")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Band:
 
 
 def runs_below(folder: Path) -> list[RunFolder]:
-    """Every run folder below a folder, in the order of names; run folders inside run folders are not looked for."""
+    """Every run folder below a folder, by name, jobs by number; run folders inside run folders are not looked for."""
     found: list[RunFolder] = []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+    for path in sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: (len(p.name) * p.name.isdigit(), p)):
         found += [read_run(path)] if is_run(path) else runs_below(path)
     return found
 

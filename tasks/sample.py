@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,13 +18,30 @@ from torch import Tensor
 from callbacks.checkpoint import checkpoints_in
 from callbacks.pictures import class_indices, draw_labels, generate, grid_of, save_png
 from callbacks.prompts import Wanted, captions_for, rows_of
+from datamodules.files import digest_of, sha256_of
+from datamodules.own_store import Share
 from datamodules.progress import progress
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
-from repalign.training.generate import ImageGenerator
+from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
+from tasks.drawing import Drawing, pictures_of
+from tasks.processes import device
 
 __all__ = ["generate", "run"]
+
+# The groups of the composition that pictures depend on, beside weights, sampler and guidance.
+DRAWN_BY = (
+    "backbone",
+    "clock",
+    "path",
+    "parametrization",
+    "conditioner",
+    "autoencoder",
+    "streams",
+    "token_io",
+    "tuning",
+)
 
 
 def run(cfg: DictConfig) -> None:
@@ -41,11 +60,24 @@ def run(cfg: DictConfig) -> None:
     assembly, generator, checkpoint = restored(cfg)
     wanted = wanted_labels(cfg, assembly)
     labels = rows_of(wanted)
-    output = Path(task.output)
+    output, told = Path(task.output), settings(cfg, checkpoint)
     writers = [_writer(name)(output, len(labels), task.columns) for name in task.write]
+    output.mkdir(parents=True, exist_ok=True)
+    draw = _draw if task.keep is None else _draw_and_keep
+    done = draw(cfg, told, wanted, generator, writers)
+    for writer in writers:
+        writer.close()
+    if not isinstance(wanted, Tensor):
+        (output / "captions.json").write_text(json.dumps(list(wanted), indent=2) + "\n")
+    (output / "settings.json").write_text(json.dumps(told, indent=2, default=str) + "\n")
+    print(f"wrote {done} pictures ({', '.join(task.write)}) to {output}", flush=True)
+
+
+def _draw(cfg: DictConfig, told: dict[str, Any], wanted: Wanted, generator: Any, writers: Sequence[Writer]) -> int:
+    """Draw in the order of the serial numbers, and keep nothing but what the writers write."""
+    task, labels = cfg.task, rows_of(wanted)
     serials = range(len(labels))[len(labels) * task.part // task.parts : len(labels) * (task.part + 1) // task.parts]
     own = labels[serials.start : serials.stop]
-    output.mkdir(parents=True, exist_ok=True)
     done = 0
     with progress("sampling", len(own)) as advance:
         for images in generate(
@@ -57,17 +89,32 @@ def run(cfg: DictConfig) -> None:
                 writer.add(serials[part], own[part], pictures)
             done += len(pictures)
             advance(len(pictures))
-    for writer in writers:
-        writer.close()
-    if not isinstance(wanted, Tensor):
-        (output / "captions.json").write_text(json.dumps(list(wanted), indent=2) + "\n")
-    (output / "settings.json").write_text(json.dumps(settings(cfg, checkpoint), indent=2) + "\n")
-    print(f"wrote {done} pictures ({', '.join(task.write)}) to {output}", flush=True)
+    return done
 
 
-def device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _draw_and_keep(
+    cfg: DictConfig, told: dict[str, Any], wanted: Wanted, generator: Any, writers: Sequence[Writer]
+) -> int:
+    """Draw into shards, then let the writers read them: a run that is killed goes on where it was."""
+    task, drawing = cfg.task, drawing_of(cfg, told, wanted, generator)
+    labels = drawing.labels
+    if task.parts > 1:
+        done = 0
+
+        def take(serials: Tensor, pictures: Tensor) -> None:
+            nonlocal done
+            first = int(serials[0])
+            for writer in writers:
+                writer.add(range(first, first + len(pictures)), labels[serials], pictures)
+            done += len(pictures)
+
+        drawing.draw(Share(task.part, task.parts), take)
+        return done
+    drawing.draw()
+    for serials, own, pictures in pictures_of(drawing.store, task.batch_size):
+        for writer in writers:
+            writer.add(serials, own, pictures)
+    return len(labels)
 
 
 def restored(cfg: DictConfig) -> tuple[Assembly, ImageGenerator, Path]:
@@ -110,28 +157,37 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Wanted:
     task, names = cfg.task, assembly.data.class_names
     if task.num_samples < 1:
         raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
-    if assembly.module.conditioner.reads == "caption":
+    if asked_by(assembly.module.conditioner) == "caption":
         return captions_for(task.num_samples, assembly.data.captions, task.prompts, "task.prompts")
     chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
     return draw_labels(task.labels, task.num_samples, task.seed, chosen, assembly.data.source.labels, "task.labels")
 
 
 def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
-    """What the pictures depend on, for the file beside them."""
-    wanted = [
-        "ema",
-        "num_samples",
-        "classes",
-        "labels",
-        "prompts",
-        "seed",
-        "rounding",
-    ]  # rounding: where pictures are written
+    """What the pictures depend on, for the file beside them and for the protocol of their scores."""
+    wanted = ["ema", "num_samples", "classes", "labels", "prompts", "seed", "rounding"]
     # Resolved in place: a copied node would look for ${...} in itself.
     task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
     assert isinstance(task, dict)
     chosen = {key: task[key] for key in wanted if key in task}
-    return {"recipe": cfg.name, "checkpoint": str(checkpoint), **chosen, "sampler": sampler, "guidance": guidance}
+    return {
+        "recipe": cfg.name,
+        "checkpoint": str(checkpoint),
+        "weights": sha256_of(checkpoint)[:16],
+        **chosen,
+        "sampler": sampler,
+        "guidance": guidance,
+        "dtype": f"float32, matmul {torch.get_float32_matmul_precision()}",
+    }
+
+
+def drawing_of(cfg: DictConfig, told: dict[str, Any], wanted: Wanted, generator: Any) -> Drawing:
+    """The shards of this composition's pictures below ``task.keep``."""
+    parts = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in DRAWN_BY if cfg.get(key) is not None}
+    # Where the weights lie is no matter; what they are is.
+    identity = {**{key: value for key, value in told.items() if key != "checkpoint"}, "parts": digest_of(parts)[:16]}
+    task = cfg.task
+    return Drawing(Path(task.keep), identity, wanted, generator, task.seed, task.batch_size, task.rounding, device())
 
 
 class Writer(Protocol):
@@ -182,28 +238,35 @@ class FolderWriter:
 
 
 class ArrayWriter:
-    """``samples_NxHxWx3.npz``: arr_0 uint8 [N, H, W, 3], arr_1 the labels; the layout that the ADM evaluator reads."""
+    """``samples_NxHxWx3.npz``: arr_0 uint8 [N, H, W, 3], arr_1 the labels; the layout that the ADM evaluator reads.
+
+    Written as the pictures come, in the order of their serial numbers: 50,000 of 256 px are 9.8 GB.
+    """
 
     def __init__(self, folder: Path, count: int, columns: int) -> None:
         self.folder, self.count = folder, count
-        self.pictures: np.ndarray | None = None
-        self.labels = np.empty(count, dtype=np.int64)
+        self.labels: list[Tensor] = []
+        self.archive: zipfile.ZipFile | None = None
 
     def add(self, serials: range, labels: Tensor, pictures: Tensor) -> None:
-        rows = pictures.permute(0, 2, 3, 1).numpy()
-        if self.pictures is None:
-            self.pictures = np.empty((self.count, *rows.shape[1:]), dtype=np.uint8)
-        self.pictures[serials.start : serials.stop] = rows
-        self.labels[serials.start : serials.stop] = labels.numpy()
+        rows = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        if self.archive is None:
+            self.shape = (self.count, *rows.shape[1:])
+            self.target = self.folder / f"samples_{'x'.join(map(str, self.shape))}.npz"
+            self.archive = zipfile.ZipFile(self.target.with_suffix(".incomplete"), "w")
+            self.file = self.archive.open("arr_0.npy", "w", force_zip64=True)
+            header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.write(rows.data)
+        self.labels.append(labels)
 
     def close(self) -> None:
-        assert self.pictures is not None
-        shape = "x".join(map(str, self.pictures.shape))
-        target = self.folder / f"samples_{shape}.npz"
-        partial = target.with_suffix(".incomplete")
-        with open(partial, "wb") as file:
-            np.savez(file, self.pictures, self.labels)
-        os.replace(partial, target)
+        assert self.archive is not None, "there are pictures"
+        self.file.close()
+        with self.archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, torch.cat(self.labels).numpy(), allow_pickle=False)
+        self.archive.close()
+        os.replace(self.target.with_suffix(".incomplete"), self.target)
 
 
 WRITERS: dict[str, type[Writer]] = {"grid": GridWriter, "png": FolderWriter, "npz": ArrayWriter}

@@ -19,10 +19,10 @@ from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from tasks.build import assemble
-from tasks.init_from import init_from
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
+from tasks.start import start_from
 
 # What a module that runs its phases by hand does itself, and Lightning refuses to be told as well.
 BY_HAND = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
@@ -59,10 +59,11 @@ def attempt(cfg: DictConfig) -> None:
         return
     rank_zero_only(show_config)(cfg)
     assembly = assemble(cfg)
-    if checkpoint is None and cfg.init_from is not None:
-        init_from(assembly.module, cfg.init_from)
     assembly.module.seed = seed_after(roll_backs(run_dir), cfg.seed)
     _describe(cfg, run_dir)
+    if checkpoint is None and cfg.init_from not in (None, "random"):
+        kept = start_from(assembly.module, cfg.init_from)
+        print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []

@@ -125,6 +125,8 @@ class LatentRows:
         info: what is known of them, as in a store's manifest.
     """
 
+    mapped = False  # it keeps what it read last, for one reader at a time
+
     def __init__(self, files: LatentFiles, info: Mapping[str, Any]) -> None:
         self.files = files
         self.folder = files.root

@@ -15,7 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,7 @@ from tasks.precompute import Networks, make_share, precompute  # noqa: E402
 
 ROWS, BATCH, SHARDS = 20_000, 64, 100
 SHAPE = (2, 4, 32, 32)  # mean and standard deviation of SD-VAE's latents at 256 px, float16: 16 KiB
-ROUNDS, BATCHES = 7, 250
+ROUNDS, BATCHES = 9, 250
 AUTOENCODER = SimpleNamespace(fingerprint="study")
 
 lines: list[str] = []
@@ -127,6 +128,24 @@ class Labelled(Plain):
         return torch.from_numpy(self.array[index]), torch.from_numpy(Labels.labels[index]), torch.from_numpy(index)
 
 
+class Bare:
+    """The copy alone, without any loader: batches of a permutation drawn beforehand, never with workers."""
+
+    def __init__(self, labelled: Labelled) -> None:
+        self.labelled = labelled
+
+    def __iter__(self) -> Iterator[Any]:
+        for epoch in count():
+            order = np.random.default_rng(epoch).permutation(ROWS)
+            for first in range(0, ROWS - BATCH + 1, BATCH):
+                index = order[first : first + BATCH]
+                yield (
+                    torch.from_numpy(self.labelled.array[index]),
+                    torch.from_numpy(Labels.labels[index]),
+                    torch.from_numpy(index),
+                )
+
+
 class Files(Dataset[Any]):
     """One file per sample."""
 
@@ -206,6 +225,7 @@ def speed(folder: Path) -> None:
     say("| read from, samples/s | 0 workers | 1 | 2 |\n|---|---|---|---|")
     plain, labelled, files = Plain(folder / "plain.npy"), Labelled(folder / "plain.npy"), Files(folder / "files")
     readers: dict[str, Callable[[int], Iterable[Any]]] = {
+        "one memory-mapped .npy, a bare loop": lambda workers: Bare(labelled),
         "one memory-mapped .npy, latents alone": lambda workers: shuffled(plain, workers, True),
         "one memory-mapped .npy, with labels": lambda workers: shuffled(labelled, workers, True),
         f"store, {SHARDS} shards": ours(folder / "many"),
@@ -219,12 +239,14 @@ def speed(folder: Path) -> None:
         for workers in (0, 1, 2):
             for name, read in readers.items():
                 found[name, workers].append(read_rate(read(workers)))
-    median = {key: statistics.median(values) for key, values in found.items()}
     for name in readers:
-        say(f"| {name} | " + " | ".join(f"{median[name, w]:,.0f}" for w in (0, 1, 2)) + " |")
-    for name in list(readers)[2:4]:
+        rates = [f"{statistics.median(found[name, w]):,.0f}" for w in (0, 1, 2)]
+        say(f"| {name} | " + " | ".join(rates) + " |")
+    # Rounds are compared one by one: other work on the machine changes from round to round.
+    for name in (name for name in readers if name.startswith("store")):
         for other in (name for name in readers if not name.startswith("store")):
-            shares = [f"{median[name, w] / median[other, w]:.2f}" for w in (0, 1, 2)]
+            pairs = [zip(found[name, w], found[other, w], strict=True) for w in (0, 1, 2)]
+            shares = [f"{statistics.median(ours / theirs for ours, theirs in pair):.2f}" for pair in pairs]
             say(f"| {name} / {other} | " + " | ".join(shares) + " |")
     say()
 

@@ -47,6 +47,11 @@ class TeacherTarget:
         self.dropped = dropped
         self.separate = separate
 
+    @property
+    def times(self) -> tuple[str, ...]:
+        """The times of an objective (:class:`repalign.protocols.Objective`) for which an earlier one is known."""
+        return getattr(self.time, "times", ("sample",))
+
     def spec(self, taps: Mapping[str, TokenSpec], features: Mapping[str, TokenSpec]) -> TokenSpec:
         """Layout of the layer; teacher and student are the same network."""
         if self.tap not in taps:

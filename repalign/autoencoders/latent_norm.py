@@ -11,7 +11,7 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,15 @@ class ScaleShift(nn.Module):
         return f"scale={self.scale.flatten().tolist()}, bias={self.bias.flatten().tolist()}"
 
 
+class HasScale(Protocol):
+    """A norm that is a scale and a bias, fixed or running."""
+
+    @property
+    def scale(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor: ...
+
+
 class Statistics(ScaleShift):
     """normalised = (raw - mean_c) / std_c per channel c, measured over a data set.
 
@@ -120,6 +129,12 @@ def statistics_from_file(path: str | Path | None) -> ScaleShift | None:
         f"{PATH_KEY}: '{file}' has no {missing}; it holds {', '.join(map(str, held)) or 'nothing'}. Expected: "
         + ", or ".join(" and ".join(pair) for pair in _LAYOUTS)
     )
+
+
+def mean_and_std(norm: HasScale, channels: int) -> dict[str, list[float]]:
+    """``latent_mean`` and ``latent_std``, C numbers each: a norm as statistics that a file of weights may carry."""
+    mean, std = (values.detach().flatten().expand(channels).tolist() for values in (norm.bias, 1 / norm.scale))
+    return {"latent_mean": mean, "latent_std": std}
 
 
 def require_norm(autoencoder: Autoencoder) -> LatentNorm:

@@ -44,6 +44,11 @@ class _Clock(nn.Module):
         """Whether the wrapped backbone can pass over blocks (``cond.skip``)."""
         return getattr(self.backbone, "skips_blocks", False)
 
+    @property
+    def times(self) -> tuple[str, ...]:
+        """Those of the wrapped backbone but ``branch``: the velocities of inner branches would keep their sign."""
+        return tuple(kind for kind in getattr(self.backbone, "times", ("sample",)) if kind != "branch")
+
 
 class ReversedClock(_Clock):
     """A network whose time runs from noise (0) to data (1): it is fed 1 - t (SiT, LightningDiT, DDT, ReDi, SVG).

@@ -52,6 +52,7 @@ class DeepFlow(nn.Module):
     """
 
     uses_carry = False
+    times = ("sample", "branch")
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class DiT(nn.Module):
     """
 
     uses_carry = False
+    times = ("sample", "group")
 
     def __init__(
         self,

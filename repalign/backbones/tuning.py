@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from repalign.errors import UserError
@@ -73,3 +74,27 @@ def _fill(backbone: nn.Module, file: Path) -> None:
             f"tuning.weights: '{file}' holds another architecture than this composition; choose the experiment or "
             "backbone that it was converted with"
         ) from error
+
+
+def save_adapter(backbone: nn.Module, folder: Path) -> None:
+    """Write the additions of :func:`lora` alone, as peft keeps them: ``PeftModel.from_pretrained(backbone, folder)``.
+
+    The network that they are put on again is the plain backbone with the weights that were given, not behind a clock.
+
+    Raises:
+        UserError: when the backbone has no additions.
+    """
+    configs = getattr(backbone, "peft_config", None)
+    if not configs:
+        raise UserError("task.family: lora exports low-rank additions, this composition has none; set tuning=lora")
+    [(name, config)] = configs.items()
+    additions = {
+        f"base_model.model.{key.replace(f'.{name}.', '.')}": value.contiguous()
+        for key, value in backbone.state_dict().items()
+        if "lora_" in key
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    partial = folder / ".adapter_model.safetensors.incomplete"
+    save_file(additions, partial)
+    os.replace(partial, folder / "adapter_model.safetensors")

@@ -21,6 +21,7 @@ class REPAEAdapter:
         aligners, encoder_depth: see :class:`repalign.checkpoints.repa.REPAAdapter`.
     """
 
+    containers = ("model", "ema")
     sections = {"autoencoder": "vae", "discriminator": "discriminator"}
 
     def __init__(self, aligners: Sequence[str] = ("repa",), encoder_depth: int | None = None) -> None:

@@ -20,10 +20,11 @@ class LabelConditioner:
         drop: probability with which a training sample loses its label (classifier-free guidance; DiT, SiT, REPA: 0.1).
     """
 
-    reads = "label"
+    reads = ("label",)
     text_encoders: Mapping[str, TextEncoder] = {}
     context_dim = None
     pooled_dim = None
+    concat_channels = 0
 
     def __init__(self, num_classes: int, drop: float = 0.1) -> None:
         if not 0 <= drop <= 1:

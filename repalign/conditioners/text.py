@@ -33,7 +33,8 @@ class TextConditioner:
         UserError: for an encoder that is not there or has no pooled vector; at a call for a batch without captions.
     """
 
-    reads = "caption"
+    reads = ("caption",)
+    concat_channels = 0
 
     def __init__(
         self, text_encoders: Mapping[str, TextEncoder], encoder: str = "main", pooled: bool = False, drop: float = 0.1
@@ -91,7 +92,8 @@ class JoinedTextConditioner:
             at a call for a batch without captions.
     """
 
-    reads = "caption"
+    reads = ("caption",)
+    concat_channels = 0
 
     def __init__(
         self,

@@ -33,20 +33,24 @@ class Lite0Encoder(Frozen):
 
     Args:
         input_size: side in pixels that images are resampled to (bicubic, antialiased), a multiple of 16.
+        class_token: put the mean of the grid tokens in front as prefix 1. The network has no class token; a row of
+            REG's ablation (arXiv:2507.01467) takes the mean too.
 
     Raises:
         UserError: for a side that does not fit, or when the package is absent or holds another network.
     """
 
-    def __init__(self, input_size: int) -> None:
+    def __init__(self, input_size: int, class_token: bool = False) -> None:
         super().__init__()
         if input_size < REDUCTION or input_size % REDUCTION:
             raise UserError(f"encoders.main.input_size: {input_size} is no multiple of {REDUCTION}")
         side = input_size // REDUCTION
         self.preprocess = EncoderInput(MEAN, STD, input_size, resize_first=True, antialias=True)
         self.network = lite0()
-        self.spec = TokenSpec(DIM, (side, side))
-        self.fingerprint = f"lite0-{input_size}-{digest(self.network, STAGE, self.preprocess.facts)}"
+        self.class_token = class_token
+        self.spec = TokenSpec(DIM, (side, side), int(class_token))
+        mean = "-mean" if class_token else ""
+        self.fingerprint = f"lite0-{input_size}{mean}-{digest(self.network, STAGE, self.preprocess.facts)}"
         self.freeze()
 
     @torch.no_grad()
@@ -59,7 +63,10 @@ class Lite0Encoder(Frozen):
             )
         grid = maps[0]
         assert isinstance(grid, Tensor), "intermediates alone were asked for"
-        return Tokens(rearrange(grid, "b d h w -> b (h w) d"), self.spec.grid)
+        tokens = rearrange(grid, "b d h w -> b (h w) d")
+        if self.class_token:
+            tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)
+        return Tokens(tokens, self.spec.grid, self.spec.prefix)
 
 
 class Lite0Features(Frozen):
@@ -81,6 +88,7 @@ class Lite0Features(Frozen):
         super().__init__()
         self.preprocess = EncoderInput(MEAN, STD, input_size, resize_first=True, antialias=True)
         self.network = lite0()
+        self.resize = f"bicubic, antialiased, to {input_size}"
         self.fingerprint = f"lite0-{input_size}-{digest(self.network, 'pooled', self.preprocess.facts)}"
         self.freeze()
 

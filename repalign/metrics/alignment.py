@@ -55,3 +55,25 @@ def _rows(features: Tensor, start: int, neighbors: int) -> tuple[Tensor, Tensor]
     nearest = others.topk(neighbors, dim=1).indices
     near = torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, nearest, True)
     return kernel - kernel.mean(1, keepdim=True), near
+
+
+def cka(first: Float[Tensor, "n d"], second: Float[Tensor, "n e"]) -> float:
+    """Linear centred kernel alignment of two feature sets, row i of both from picture i.
+
+    |X^T Y|_F^2 / (|X^T X|_F |Y^T Y|_F) with centred columns; in [0, 1], 1 for sets that are equal up to rotation and a
+    common scale. With few pictures against the widths it is high for independent sets too. Computed in float64.
+
+    Source: Kornblith et al., ICML 2019, arXiv:1905.00414, equation 5.
+
+    Args:
+        first: features of one representation.
+        second: of the other, which may have another width.
+
+    Raises:
+        UserError: when the sets are of different sizes.
+    """
+    if len(first) != len(second):
+        raise UserError(f"alignment: {len(first)} and {len(second)} pictures; both sets must be of the same ones")
+    x, y = (features.double() - features.double().mean(0) for features in (first, second))
+    own = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return float(torch.linalg.matrix_norm(x.T @ y).square() / own)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from repalign.errors import unknown_choice
 
@@ -14,24 +14,27 @@ from repalign.errors import unknown_choice
 ROUNDING = {"round": 0.5, "truncate": 0.0}
 
 
+class Features(NamedTuple):
+    """What a network sees of pictures.
+
+    Attributes:
+        pooled: [B, D].
+        logits: [B, K] of a classifier, or None.
+        spatial: [B, S], a flattened map of an early layer, or None.
+    """
+
+    pooled: Float[Tensor, "b d"]
+    logits: Float[Tensor, "b k"] | None = None
+    spatial: Float[Tensor, "b s"] | None = None
+
+
 class FeatureNetwork(Protocol):
-    """A frozen classifier; ``fingerprint`` changes with its weights and its preprocessing."""
+    """A frozen network; ``fingerprint`` changes with its weights and its preprocessing."""
 
     fingerprint: str
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]: ...  # [B, 3, H, W] in [0, 1] -> [B, D], [B, K]
+    def __call__(self, images: Tensor) -> tuple[Tensor | None, ...]: ...  # [B, 3, H, W] in [0, 1] -> Features
     def to(self, device: torch.device) -> FeatureNetwork: ...
-
-
-class Given(nn.Module):
-    """Stands where torchmetrics expects a network: the features were computed already, once for all scores."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 def to_uint8(images: Float[Tensor, "b 3 h w"], rounding: str = "round") -> UInt8[Tensor, "b 3 h w"]:

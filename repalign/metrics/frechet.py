@@ -2,74 +2,45 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
-
-from repalign.errors import UserError
-from repalign.metrics.features import Given
+from repalign.errors import UserError, unknown_choice
+from repalign.metrics.drawn import MOMENTS, Drawn
+from repalign.metrics.moments import distance
 from repalign.metrics.reference import Reference
 
 
 class FrechetDistance:
     """|m_r - m_g|^2 + Tr(C_r + C_g - 2 (C_r C_g)^(1/2)), Heusel et al., NeurIPS 2017, arXiv:1706.08500.
 
-    Sums and eigenvalues in float64 by torchmetrics; 0 is the best. The value falls with the number of generated
-    pictures, so numbers are comparable at equal numbers alone.
+    Streaming sums and symmetric eigen-decompositions in float64 (:func:`repalign.metrics.moments.distance`); 0 is the
+    best. The value falls with the number of generated pictures: numbers are comparable at equal numbers alone.
+
+    Args:
+        of: ``pooled`` features (FID on Inception's), or ``spatial`` ones: sFID on the first 7 channels of an early map,
+            Nash et al., arXiv:2103.03841.
+
+    Raises:
+        UserError: for other features.
     """
 
-    def __init__(self) -> None:
-        self._reference: Reference | None = None
-        self._distance: FrechetInceptionDistance | None = None
+    def __init__(self, of: str = "pooled") -> None:
+        if of not in MOMENTS:
+            raise unknown_choice("metric.scores.of", of, MOMENTS)
+        self.of = of
+        self.needs = frozenset({of})
+        self.needs_reference = self.needs
 
-    def set_reference(self, reference: Reference) -> None:
-        """The real side."""
-        self._reference = reference
-        self.reset()
-
-    def update(self, features: Float[Tensor, "b d"], logits: Float[Tensor, "b k"]) -> None:
-        """Add generated pictures.
-
-        Raises:
-            UserError: when the reference was measured with features of another width.
-        """
-        if self._reference is None:
-            raise UserError("metric: a Frechet distance needs reference pictures; none were given")
-        if features.shape[1] != len(self._reference.mean):
-            raise UserError(
-                f"reference: its features have width {len(self._reference.mean)}, the metric's network gives "
-                f"{features.shape[1]}; measure the reference with the same network"
-            )
-        if self._distance is None:
-            self._distance = self._filled(self._reference)
-        # float64 before it goes in: torchmetrics returns the distance in the type of the features.
-        self._distance.update(features.detach().cpu().double(), real=False)
-
-    @staticmethod
-    def _filled(reference: Reference) -> FrechetInceptionDistance:
-        mean, count = reference.mean, reference.count
-        # The caller gives pictures of all ranks, so torchmetrics must not reduce over them again.
-        distance = FrechetInceptionDistance(Given(len(mean)), sync_on_compute=False)
-        distance.real_features_sum = mean * count
-        distance.real_features_cov_sum = reference.covariance * (count - 1) + count * torch.outer(mean, mean)
-        distance.real_features_num_samples = torch.tensor(count)
-        return distance
-
-    def compute(self) -> tuple[float, None]:
+    def __call__(self, drawn: Drawn, reference: Reference) -> tuple[float, None]:
         """The distance.
 
         Raises:
-            UserError: when fewer than two pictures were generated, or a feature was not finite.
+            UserError: when the reference was measured with features of another width, fewer than two pictures were
+                generated, or a feature was not finite.
         """
-        count = 0 if self._distance is None else int(self._distance.fake_features_num_samples)
-        if self._distance is None or count < 2:
-            raise UserError(f"num_samples: a Frechet distance needs at least 2 generated pictures, found {count}")
-        if not self._distance.fake_features_sum.isfinite().all():
-            raise UserError("metric: the features of the generated pictures are not finite")
-        # Rounding of the square root can leave -1e-5 where the two Gaussians are equal.
-        return max(float(self._distance.compute()), 0.0), None
-
-    def reset(self) -> None:
-        """Forget the generated pictures; the reference stays."""
-        self._distance = None
+        moments = drawn.moments(self.of)
+        real_mean, real_covariance = reference.moments(self.of)
+        if len(real_mean) != len(moments.total):
+            raise UserError(
+                f"reference: its {self.of} features have width {len(real_mean)}, the metric's network gives "
+                f"{len(moments.total)}; measure the reference with the same network"
+            )
+        return distance(real_mean, real_covariance, moments.mean, moments.covariance), None

@@ -1,4 +1,4 @@
-"""The Inception network of FID, from a local file."""
+"""The Inception network of FID, sFID and the inception score, from a local file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ import hashlib
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from repalign.errors import UserError
-from repalign.metrics.features import to_uint8
+from repalign.metrics.features import Features, to_uint8
+
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+SPATIAL_CHANNELS = 7
 
 
 class InceptionV3Features(nn.Module):
-    """Inception-v3 of the TensorFlow FID: pooled features [B, 2048] and logits without bias [B, 1008].
+    """Inception-v3 of the TensorFlow FID: pooled features [B, 2048], logits without bias [B, 1008], spatial [B, 2023].
 
     torch-fidelity's port, with TensorFlow's resize to 299 px from bytes. Its weights are
     ``weights-inception-2015-12-05-6726825d.pth`` of the torch-fidelity releases; they are never downloaded from here.
+    The spatial features are the first 7 channels of the 17 x 17 map that the 1x1 branch of the block gives which
+    TensorFlow's graph calls ``mixed_6`` (sFID, arXiv:2103.03841), flattened as [17, 17, 7]; which block that is
+    was concluded from the order of the blocks and not compared with TensorFlow's numbers.
 
     Args:
-        weights: path of that file.
+        weights: path of that file; None: where torch-fidelity keeps it, ``hub/checkpoints`` of torch's cache.
         sha256: how the file's SHA-256 begins; other weights would give numbers that look like FID and are none.
 
     Raises:
@@ -30,10 +37,11 @@ class InceptionV3Features(nn.Module):
 
     def __init__(self, weights: str | None, sha256: str = "6726825d") -> None:
         super().__init__()
-        wanted = "expected the path of weights-inception-2015-12-05-6726825d.pth; or choose metric=lite0"
-        if weights is None:
-            raise UserError(f"metric.network.weights: no Inception weights named; {wanted}")
-        path = Path(weights)
+        wanted = f"expected the path of {FILE} (torch-fidelity release v0.2.0); or choose metric=lite0"
+        standard = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+        if weights is None and not standard.is_file():
+            raise UserError(f"metric.network.weights: no Inception weights named, and none at '{standard}'; {wanted}")
+        path = standard if weights is None else Path(weights)
         if not path.is_file():
             raise UserError(f"metric.network.weights: no file '{path}'; {wanted}")
         with open(path, "rb") as file:
@@ -47,15 +55,20 @@ class InceptionV3Features(nn.Module):
             torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {wanted}") from error
+        self.resize = "bilinear of TensorFlow 1, to 299"
         self.fingerprint = f"inception-{found[:16]}"
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        self._early: list[Tensor] = []
+        self.network.Mixed_6d.branch1x1.register_forward_hook(lambda block, inputs, output: self._early.append(output))
 
     def train(self, mode: bool = True) -> InceptionV3Features:
         """Stays in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
-        """Features and logits of pictures in [0, 1]."""
-        features, logits = self.network(to_uint8(images))
-        return features, logits
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Features:
+        """Features of pictures in [0, 1]."""
+        self._early.clear()
+        pooled, logits = self.network(to_uint8(images))
+        early = rearrange(self._early.pop()[:, :SPATIAL_CHANNELS], "b c h w -> b (h w c)")
+        return Features(pooled, logits, early)

@@ -23,7 +23,8 @@ def xavier_patchify_(conv: nn.Conv2d) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def zero_(linear: nn.Linear) -> None:
-    """Zero weights and bias: the layer begins by adding nothing (adaLN-Zero)."""
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
+def zero_(layer: nn.Linear | nn.Conv2d) -> None:
+    """Zero weights and bias: the layer begins by adding nothing (adaLN-Zero, ADM's last convolutions)."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

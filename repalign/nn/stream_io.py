@@ -41,7 +41,10 @@ class PatchAndClassIO(nn.Module):
                 "streams=class_token"
             )
         if variance_head:
-            raise UserError("backbone.variance_head: a class token has no variance; set it to false")
+            raise UserError(
+                "token_io and backbone.variance_head do not go together: a class token has no variance; set "
+                "backbone.variance_head=false (and another objective than learned_variance)"
+            )
         [(self.map_name, map_shape)], [(self.vector_name, (width,))] = maps.items(), vectors.items()
         self.patches = PatchIO(map_shape, patch, dim)
         self.grid = self.patches.grid

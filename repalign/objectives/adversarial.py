@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.errors import unknown_choice
+from repalign.nn.precision import at_least_float32
 
 # Weights that would blow a vanishing adversarial gradient up are cut here, as in VQGAN.
 LARGEST = 1e4
@@ -34,7 +35,7 @@ class Adversarial:
     Decoder: w_adv factor (-mean D(x')). With an adaptive weight, w_adv = weight x clamp(|g_nll| / (|g_adv| + 1e-4), 0,
     1e4), where g are the gradients of the reconstruction loss and of the adversarial loss at the decoder's last layer;
     else w_adv = weight (REPA-E). Discriminator: factor x hinge or vanilla loss. Nothing is adversarial before step
-    ``start``.
+    ``start``. The discriminator runs in float32 under autocast too, as in the official code of REPA-E.
 
     Args:
         discriminator: pictures in [-1, 1] -> logits [B, 1, H, W]; trained by its own phase.
@@ -73,7 +74,7 @@ class Adversarial:
 
     def generator_loss(self, output: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """-mean D(x') of reconstructions in [-1, 1], with a gradient to them; without weight and factor."""
-        return -self.discriminator(output).flatten(1).mean(1)
+        return -self._logits(output).mean(1)
 
     def weight_of(
         self, reconstruction: Float[Tensor, ""], generator: Float[Tensor, ""], last_layer: nn.Parameter
@@ -99,5 +100,9 @@ class Adversarial:
             target: pictures in [-1, 1].
             output: their reconstructions; no gradient passes to them.
         """
-        real, fake = (self.discriminator(x.detach()).flatten(1) for x in (target, output))
+        real, fake = self._logits(target.detach()), self._logits(output.detach())
         return self._loss(real, fake).mean(1), {"logits_real": real.mean(1), "logits_fake": fake.mean(1)}
+
+    def _logits(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n"]:
+        with torch.autocast(signed.device.type, enabled=False):
+            return self.discriminator(at_least_float32(signed)).flatten(1)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.objectives.denoising import at_least_float32
+from repalign.nn.precision import at_least_float32
 from repalign.paths.interpolant import scale
 from repalign.paths.parametrization import Velocity
 from repalign.protocols import Backbone, Path, Randomness, TimeSampler
@@ -36,6 +36,8 @@ class DeepSupervision:
         UserError: at a call, when times, weights and branches of the backbone are not of one number. A backbone says
             how many branches it has by its attribute ``branches``; without one it has a single branch.
     """
+
+    times = "branch"
 
     def __init__(
         self, path: Path, time_sampler: TimeSampler, weights: Sequence[float], acceleration_weight: float

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-from torch import Tensor
-
+from repalign.errors import UserError
+from repalign.nn.precision import at_least_float32
 from repalign.objectives.weighting import Weighting
 from repalign.paths.interpolant import scale
 from repalign.paths.parametrization import Quantity
@@ -28,6 +27,9 @@ class Denoising:
         error: the quantity in which the error is measured, when it is not the predicted one. SiT measures a score's
             error as ``Noise``, and its weight ``velocity`` is the error as ``Velocity``; JiT predicts ``Data`` and
             measures ``Velocity``.
+
+    Raises:
+        UserError: at a draw, when the time sampler gives more than one time a sample.
     """
 
     def __init__(
@@ -46,7 +48,14 @@ class Denoising:
 
     def draw(self, x_0: State, random: Randomness) -> Draw:
         """Times from the stream of the time sampler, noise from the stream ``eps``."""
-        return Draw(t=self.time_sampler(random), eps=random.normal_like("eps", x_0))
+        t = self.time_sampler(random)
+        if t.ndim != 1:
+            raise UserError(
+                f"time_sampler and objective do not go together: {type(self.time_sampler).__name__} gives "
+                f"{t.shape[1]} times a sample, this objective takes one; set objective=deepflow backbone=deepflow_*, "
+                "or another time_sampler"
+            )
+        return Draw(t=t, eps=random.normal_like("eps", x_0))
 
     def __call__(
         self,
@@ -76,8 +85,3 @@ class Denoising:
         if isinstance(loss, Streams):
             return Step({f"denoising/{name}": value for name, value in loss.items()}, output, sample)
         return Step({"denoising": loss}, output, sample)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions to float32; float32 and float64 as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

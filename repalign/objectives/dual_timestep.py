@@ -7,13 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.objectives.denoising import Denoising
 from repalign.protocols import Backbone, Parametrization, Path, Randomness, TimeSampler
-from repalign.state import Cond, Draw, Step
+from repalign.state import Cond, Draw, State, Step, leading
 
 
 class DualTimestep:
@@ -22,7 +20,7 @@ class DualTimestep:
     A random permutation cuts the N tokens into groups of about ratio_k N tokens; group k gets the time t_k; loss = mean
     over all tokens of |pred - target|^2. With ``separate`` tokens attend to their own group alone (attention
     separation, AS), so that clean tokens cannot be copied into noisy ones. The draw holds t [B, K] and the group of
-    each token, [B, N].
+    each token, [B, N]. Of a state of several streams all maps share their tokens' times.
 
     Args:
         path: between data and noise, with times for each token (:class:`repalign.paths.tokens.TokenPath`).
@@ -35,6 +33,8 @@ class DualTimestep:
     Raises:
         UserError: for ratios that do not add up to 1.
     """
+
+    times = "group"
 
     def __init__(
         self,
@@ -53,9 +53,10 @@ class DualTimestep:
         self.ratios = tuple(ratios)
         self.separate = separate
 
-    def draw(self, x_0: Float[Tensor, "b c h w"], random: Randomness) -> Draw:
+    def draw(self, x_0: State, random: Randomness) -> Draw:
         """Noise from ``eps``, the permutation from ``groups``, the time of group k from stage k of the time sampler."""
-        tokens = x_0.shape[-2] * x_0.shape[-1] // self.patch**2
+        height, width = leading(x_0).shape[-2:]
+        tokens = height * width // self.patch**2
         order = random.normal("groups", (tokens,)).argsort(1)
         sizes = torch.tensor(group_sizes(self.ratios, tokens), device=order.device)
         sorted_ids = torch.repeat_interleave(torch.arange(len(sizes), device=order.device), sizes)
@@ -66,7 +67,7 @@ class DualTimestep:
     def __call__(
         self,
         backbone: Backbone,
-        x_0: Float[Tensor, "b c h w"],
+        x_0: State,
         cond: Cond,
         draw: Draw,
         *,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import unknown_choice
+from repalign.nn.precision import at_least_float32
 from repalign.objectives.regularizers import REDUCTIONS, Reconstructing, Regularizer
 from repalign.protocols import Randomness
 from repalign.state import Gaussian
@@ -58,6 +59,7 @@ class Reconstruction:
         nll = S (exp(-s) rec + s),   S = E for reduction 'sum', 1 for 'mean'
         total = nll + regularizer
 
+    All of it in float32 at least, whatever the autocast precision of the autoencoder.
     LDM adds p, one number per picture, to the error of every element before it sums: hence its factor E.
     KL first stage of LDM: 'sum', w_l1 = w_p = 1, KL weight 1e-6; VQ first stage: 'mean', codebook weight 1; REPA-E:
     'mean' with LDM's KL. A KL weight goes with its reduction: 1e-6 against a sum of 196,608 elements is nothing against
@@ -107,7 +109,7 @@ class Reconstruction:
         """
         posterior = autoencoder.encode(images)
         regularized = self.regularizer(autoencoder, posterior, random)
-        target, output = images * 2 - 1, regularized.output
+        target, output = images * 2 - 1, at_least_float32(regularized.output)
         difference = (output - target).flatten(1)
         losses = {"l1": difference.abs().mean(1), "mse": difference.square().mean(1)}
         if self.perceptual is not None:

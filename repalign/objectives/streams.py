@@ -84,6 +84,11 @@ class WeightedStreams:
         self.weights = dict(weights or {})
         self.dropout = dropout
 
+    @property
+    def times(self) -> str:
+        """Those of the objective."""
+        return getattr(self.objective, "times", "sample")
+
     def draw(self, x_0: State, random: Randomness) -> Draw:
         """The objective's draw, and which samples lose a stream."""
         draw = self.objective.draw(x_0, random)
@@ -123,5 +128,9 @@ def _key(dropout: StreamDropout) -> str:
 
 def _streams(state: State) -> Streams:
     if not isinstance(state, Streams):
-        raise UserError("objective: weights of streams need a state of several streams; set streams=...")
+        raise UserError(
+            "objective and streams do not go together: weights of streams need a state of several; set "
+            "streams=class_token token_io=patch_and_class or streams=pca_features token_io=channels, or "
+            "objective=denoising"
+        )
     return state

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from repalign.errors import UserError
-from repalign.objectives.denoising import Denoising, at_least_float32
+from repalign.nn.precision import at_least_float32
+from repalign.objectives.denoising import Denoising
 from repalign.paths.vp import DiscreteVPPath
 from repalign.protocols import Backbone, Parametrization, Randomness, TimeSampler
 from repalign.state import Cond, Draw, State, Step, expand, map_state, stream_by_stream
@@ -74,7 +75,10 @@ class VariationalDenoising:
         if pred is None:
             return step
         if "variance" not in step.output.heads:
-            raise UserError("objective: the backbone has no head 'variance'; set backbone.variance_head=true")
+            raise UserError(
+                "objective and backbone do not go together: a learned variance needs a backbone with a head "
+                "'variance'; set backbone.variance_head=true (backbone=sit_*, sit_down_*), or objective=denoising"
+            )
         head = step.output.heads["variance"]
         assert sample is not None, "denoising makes a path sample"
 

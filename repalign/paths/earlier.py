@@ -13,16 +13,21 @@ from repalign.state import Draw
 class LessNoisy:
     """t' = max(t - width U[0, 1), 0), drawn for each sample from the stream ``t/teacher``.
 
+    Where branches have times of their own t is the first one's: the input's.
+
     Args:
         width: largest difference (SRA on SiT: 0.2).
     """
+
+    times = ("sample", "branch")
 
     def __init__(self, width: float) -> None:
         self.width = width
 
     def __call__(self, draw: Draw, random: Randomness) -> Float[Tensor, " b"]:
         assert draw.t is not None, "an earlier time needs an objective with times"
-        return (draw.t - self.width * random.uniform("t/teacher")).clamp(0, 1)
+        t = draw.t if draw.t.ndim == 1 else draw.t[:, 0]
+        return (t - self.width * random.uniform("t/teacher")).clamp(0, 1)
 
 
 class LessNoisySteps:
@@ -34,6 +39,8 @@ class LessNoisySteps:
         width: number of differences (SRA on DiT: 200).
         steps: length of the chain.
     """
+
+    times = ("sample",)
 
     def __init__(self, width: int, steps: int = 1000) -> None:
         self.width = width
@@ -52,6 +59,8 @@ class LessNoisyGroups:
     Args:
         width: largest difference (0.2).
     """
+
+    times = ("group",)
 
     def __init__(self, width: float) -> None:
         self.width = width

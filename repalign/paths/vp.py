@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repalign.errors import UserError, unknown_choice
 from repalign.paths.interpolant import Interpolant, scale
-from repalign.paths.schedules import SCHEDULES, kept_steps
+from repalign.paths.schedules import SCHEDULES, Ends, kept_steps
 from repalign.state import Coefficients, State, expand, map_state
 
 
@@ -86,7 +86,9 @@ class DiscreteVPPath(Interpolant):
 
     Args:
         steps: length T of the whole chain.
-        schedule: ``linear`` or ``squaredcos_cap_v2``.
+        schedule: of the betas: ``linear``, ``scaled_linear``, ``sqrt`` or ``squaredcos_cap_v2``, see
+            :mod:`repalign.paths.schedules`.
+        ends: first and last beta; None for the schedule's own.
         respacing: which steps stay, see :func:`repalign.paths.schedules.kept_steps`.
 
     Attributes:
@@ -100,14 +102,17 @@ class DiscreteVPPath(Interpolant):
 
     singular_at_data = True
 
-    def __init__(self, steps: int = 1000, schedule: str = "linear", respacing: str | int = "") -> None:
+    def __init__(
+        self, steps: int = 1000, schedule: str = "linear", respacing: str | int = "", ends: Ends | None = None
+    ) -> None:
         if schedule not in SCHEDULES:
             raise unknown_choice("path.schedule", schedule, SCHEDULES, "schedule")
         if steps < 2:
             raise UserError(f"path.steps must be at least 2, found {steps}")
         self.steps = steps
         self.schedule = schedule
-        whole_betas = SCHEDULES[schedule](steps)
+        self.ends = ends
+        whole_betas = SCHEDULES[schedule](steps, ends)
         if not (0 < float(whole_betas.min()) and float(whole_betas.max()) < 1):
             raise UserError(f"path.steps: {steps} is too short for the schedule '{schedule}', its betas leave (0, 1)")
         whole = torch.cumprod(1 - whole_betas, 0)
@@ -133,7 +138,7 @@ class DiscreteVPPath(Interpolant):
 
     def respaced(self, spec: str | int) -> DiscreteVPPath:
         """The same chain with fewer steps; ``spec`` is relative to the whole chain."""
-        return DiscreteVPPath(self.steps, self.schedule, spec)
+        return DiscreteVPPath(self.steps, self.schedule, spec, self.ends)
 
     def step_of(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
         """Index among the kept steps of the step at time t (between two kept ones: of the later)."""

@@ -42,13 +42,24 @@ class DDPM:
         self.dtype = dtype
 
     def __call__(
-        self, field: Field, x_1: State, random: Randomness, *, trace: Callable[[State], None] | None = None
+        self,
+        field: Field,
+        x_1: State,
+        random: Randomness,
+        *,
+        trace: Callable[[State], None] | None = None,
+        before_step: Callable[[State, Tensor, Randomness], State] | None = None,
     ) -> State:
-        """Run the chain; the j-th step reads the stream ``noise`` of stage j. ``trace`` sees every new state."""
+        """Run the chain; the j-th step reads the stream ``noise`` of stage j. ``trace`` sees every new state.
+
+        ``before_step`` changes the state before each step (:class:`repalign.samplers.known_region.KnownRegion`).
+        """
         chain = discrete_path(field).respaced(self.steps)
         log_variance_of = VARIANCES[self.variance]
         x = initial_state(x_1, self.dtype)
         for j, index in enumerate(reversed(range(len(chain)))):
+            if before_step is not None:
+                x = before_step(x, chain.times[index], random.at(j))
             output = field(x, chain.times[index])
             x_0 = estimate_x_0(field, output, x, chain.times[index], self.clip)
             posterior = chain.posterior(torch.tensor(index))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -24,12 +25,21 @@ from repalign.protocols import (
 from repalign.samplers.field import DenoisingField
 from repalign.state import Cond, State, StateShape, Streams, latent_of, leading
 
+Examples = Callable[[Tensor, Randomness], Mapping[str, Any]]  # labels and draws -> what the conditioner reads
+
+
+def asked_by(conditioner: Conditioner) -> Literal["label", "caption"]:
+    """By what a picture is asked for: its caption where that is all that is read, otherwise a class."""
+    return "caption" if set(conditioner.reads) == {"caption"} else "label"
+
 
 @dataclass(frozen=True)
 class ImageGenerator:
     """Everything that sampling needs.
 
-    A picture depends on its label or caption and its random stream alone, not on the batch.
+    A picture depends on its label or caption and its random stream alone, not on the batch. ``examples`` brings what a
+    conditioner reads besides them (pictures, boxes), for a label; None for labels or captions alone.
+    ``latent_shape`` may be larger than in training where the backbone takes every size.
     """
 
     backbone: Backbone
@@ -41,11 +51,7 @@ class ImageGenerator:
     norm: LatentNorm
     autoencoder: Autoencoder
     latent_shape: StateShape
-
-    @property
-    def reads(self) -> str:
-        """By what a picture is asked for: ``label`` or ``caption``."""
-        return self.conditioner.reads
+    examples: Examples | None = None
 
     @torch.no_grad()
     def __call__(self, wanted: Int[Tensor, " b"] | Sequence[str], random: Randomness) -> Float[Tensor, "b 3 h w"]:
@@ -55,8 +61,12 @@ class ImageGenerator:
             return DenoisingField(self.backbone, self.path, self.parametrization, cond)
 
         x_1 = pure_noise(self.latent_shape, random)
-        cond = self.conditioner({self.reads: wanted})
-        field = self.guidance(bind, cond, self.conditioner.null(len(wanted), leading(x_1).device))
+        if isinstance(wanted, Tensor) and self.examples is not None:
+            cond = self.conditioner(self.examples(wanted, random))
+        else:
+            cond = self.conditioner({asked_by(self.conditioner): wanted})
+        null = self.conditioner.null(len(wanted), leading(x_1).device)
+        field = self.guidance(bind, cond, null.completed(cond))
         latent = latent_of(self.sampler(field, x_1, random)).float()
         return self.autoencoder.decode(self.norm.denormalize(latent))
 

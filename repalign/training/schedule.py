@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from repalign.errors import unknown_choice
+
 
 @dataclass
 class WarmupCosine:
@@ -42,16 +44,49 @@ def warmup_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: int =
 
 
 @dataclass
-class Warmup:
-    """Factor on the learning rate: (n + 1) / warmup while n < warmup, then 1."""
+class WarmupFrom:
+    """Factor start + (high - start) n / warmup while n < warmup, then what ``after`` says (LDM's schedulers).
+
+    LDM's linear scheduler after the warm-up: low + (high - low) (1 - n / cycle); its cosine scheduler: low + (high -
+    low) (1 + cos(pi x)) / 2 with x = (n - warmup) / (cycle - warmup), at most 1.
+
+    Args:
+        warmup: steps of the warm-up.
+        start, high, low: factors at its beginning, at its end and at the end of the run.
+        cycle: steps of the whole.
+        decay: ``linear`` or ``cosine``.
+
+    Raises:
+        UserError: for another decay.
+    """
 
     warmup: int
+    start: float = 1e-6
+    high: float = 1.0
+    low: float = 1.0
+    cycle: int = 10**13
+    decay: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("linear", "cosine"):
+            raise unknown_choice("scheduler.decay", self.decay, ("linear", "cosine"), "decay")
 
     def __call__(self, step: int) -> float:
         """Factor of the step that comes after ``step`` finished ones."""
-        return min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        if step < self.warmup:
+            return self.start + (self.high - self.start) * step / self.warmup
+        if self.decay == "linear":
+            return self.low + (self.high - self.low) * (1 - step / self.cycle)
+        done = min((step - self.warmup) / (self.cycle - self.warmup), 1.0)
+        return self.low + (self.high - self.low) * (1 + math.cos(math.pi * done)) / 2
 
 
-def linear_warmup(optimizer: torch.optim.Optimizer, *, warmup: int) -> LambdaLR:
-    """Linear warm-up, then constant: :class:`Warmup` on every parameter group's own learning rate."""
-    return LambdaLR(optimizer, Warmup(warmup))
+def linear_warmup(optimizer: torch.optim.Optimizer, *, warmup: int, start: float = 1e-6) -> LambdaLR:
+    """Linear warm-up from a fraction of each parameter group's learning rate, then constant (LDM-8 on churches).
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        warmup: steps of the warm-up.
+        start: first learning rate as a fraction of the last.
+    """
+    return LambdaLR(optimizer, WarmupFrom(warmup, start))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from datamodules.image_folder import ImageFolder, ImageFolderDataModule
 from datamodules.repa_layout import import_repa_latents
+from datamodules.sampler import SerialBatchSampler
 from datamodules.store import DamagedStore
 from datamodules.synthetic import Shapes
 from repalign.errors import UserError
@@ -30,6 +33,33 @@ def test_same_batches_as_with_pictures(tmp_path: Path, flip: bool) -> None:
     alone.attach_cache(TinyAutoencoder(), {"main": TinyEncoder()})
     for one, two in zip(batches(alone), batches(data), strict=True):
         assert same(one, two)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_read_ahead_changes_nothing(tmp_path: Path, workers: int) -> None:
+    precompute(shapes(tmp_path), Networks(TinyAutoencoder(), {"main": TinyEncoder()}), SMALL)
+    streams, before = [], threading.active_count()
+    for number in (0, workers):
+        data = latents(tmp_path, horizontal_flip=False, num_workers=number)
+        data.attach_cache(TinyAutoencoder(), {"main": TinyEncoder()})
+        data.set_start(3)
+        streams.append(batches(data))
+        assert data.dataset.mapped
+    assert all(same(one, two) for one, two in zip(*streams, strict=True))
+    assert threading.active_count() == before and not multiprocessing.active_children()
+
+
+def test_an_error_while_reading_ahead_is_raised_in_its_place(tmp_path: Path) -> None:
+    stores = precompute(shapes(tmp_path), Networks(TinyAutoencoder()), SMALL)
+    data = latents(tmp_path, num_workers=1)
+    data.attach_cache(TinyAutoencoder())
+    (stores["latents"].folder / "moments.00002.npy").unlink()  # after the check: rows 6 to 8
+    loader, seen = iter(data.train_dataloader()), []
+    expected = SerialBatchSampler(N, 5, seed=1).keys_of_step
+    while not set(expected(len(seen))[:, 1]) & {6, 7, 8}:
+        seen.append(next(loader))
+    with pytest.raises(DamagedStore, match=r"moments.00002.npy' cannot be read.*copy it again"):
+        next(loader)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "swap"])

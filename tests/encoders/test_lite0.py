@@ -28,6 +28,16 @@ def test_tokens_have_the_shape_of_the_spec(size):
     assert tokens.grid == encoder.spec.grid
 
 
+def test_the_mean_token_stands_in_front():
+    plain, with_mean = Lite0Encoder(64), Lite0Encoder(64, class_token=True)
+    images = torch.rand(2, 3, 64, 64)
+    tokens, grid = with_mean(images), plain(images)
+    assert (with_mean.spec.prefix, tokens.prefix, tokens.data.shape) == (1, 1, (2, 17, 112))
+    torch.testing.assert_close(tokens.patches.data, grid.data)
+    torch.testing.assert_close(tokens.data[:, 0], grid.data.mean(1))
+    assert with_mean.fingerprint != plain.fingerprint  # stored features are not mistaken for each other
+
+
 def test_tokens_are_row_major():
     encoder = Lite0Encoder(128)
     images = torch.full((1, 3, 128, 128), 0.5)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repalign.paths.angular import AngularVelocity
 from repalign.paths.gvp import GVPPath
 from repalign.paths.interpolant import Interpolant, scale
 from repalign.paths.linear import LinearPath
@@ -17,7 +18,7 @@ from repalign.samplers.field import DenoisingField
 from repalign.state import Cond, Output, PathSample, State, leading, map_state
 
 PATHS = {"linear": LinearPath(), "gvp": GVPPath(), "vp": VPPath(), "ddpm": DiscreteVPPath()}
-QUANTITIES = {"velocity": Velocity(), "noise": Noise(), "data": Data(), "score": Score()}
+QUANTITIES = {"velocity": Velocity(), "noise": Noise(), "data": Data(), "score": Score(), "angular": AngularVelocity()}
 
 
 class GaussianNetwork(nn.Module):

@@ -14,11 +14,13 @@ from repalign.samplers.adaptive import Adaptive
 from repalign.samplers.ddim import DDIM
 from repalign.samplers.ddpm import DDPM
 from repalign.samplers.diffusion import Linear
+from repalign.samplers.dpm_solver import DPMSolverPlusPlus
 from repalign.samplers.euler import Euler
 from repalign.samplers.euler_maruyama import EulerMaruyama
 from repalign.samplers.grid import time_grid
 from repalign.samplers.heun import Heun
 from repalign.samplers.multistep import LinearMultistep
+from repalign.samplers.plms import PLMS
 from repalign.state import Cond, Streams
 from tests.laws.exact import PATHS, QUANTITIES, Generated, exact_field
 
@@ -40,6 +42,10 @@ SAMPLERS = {
     "ddpm": DDPM("8"),
     "ddpm_fixed": DDPM(8, variance="fixed_large", clip=True),
     "ddim": DDIM("8", eta=0.5),
+    "dd_ldm": DDIM("ldm8", eta=0.5, end="first_step"),
+    "dd_plms": PLMS("8"),
+    "dd_solver": DPMSolverPlusPlus(8),
+    "solver_time": DPMSolverPlusPlus(6, 3, spacing="time"),
 }
 ODES = {
     "euler": Euler(400),
@@ -83,7 +89,7 @@ def test_streams_sample_as_their_tensors_do(name):
 def test_trace_sees_every_state_and_the_last_is_the_result(name):
     states = []
     result = SAMPLERS[name](_field(name), X_1, RANDOM, trace=states.append)
-    steps = {"heun": 4, "heun_repa": 4, "sde_heun": 5, "rk4": 4, "ddpm": 8, "ddpm_fixed": 8, "ddim": 8}.get(name, 6)
+    steps = {"heun": 4, "heun_repa": 4, "sde_heun": 5, "rk4": 4}.get(name, 8 if name.startswith("dd") else 6)
     assert len(states) == steps and torch.equal(states[-1], result)
     assert result.dtype == (torch.float64 if "repa" in name else torch.float32)
 

@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from repalign.metrics.drawn import Drawn
+from repalign.metrics.features import Features
+
 
 class SmallNetwork(nn.Module):
     def __init__(self, dim: int = 12, classes: int = 5, seed: int = 0) -> None:
@@ -26,3 +29,12 @@ def pictures(count: int, seed: int, shift: float = 0.0, size: int = 8) -> torch.
         count, 3, size, size, generator=generator
     )
     return (base + shift).clamp(0, 1)
+
+
+def drawn_from(features: torch.Tensor | None = None, logits: torch.Tensor | None = None, groups: int = 1) -> Drawn:
+    """Statistics of given rows."""
+    pooled = torch.zeros(len(logits), 2) if features is None else features
+    needs = {"pooled", "features"} if logits is None else {"pooled", "features", "logits"}
+    drawn = Drawn(needs, groups)
+    drawn.add(torch.arange(len(pooled)), Features(pooled, logits))
+    return drawn

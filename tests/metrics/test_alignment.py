@@ -3,15 +3,9 @@
 import pytest
 import torch
 
-from repalign.autoencoders.pixels import Pixels
-from repalign.backbones.deepflow import DeepFlow
-from repalign.conditioners.label import LabelConditioner
 from repalign.errors import UserError
 from repalign.metrics import alignment
 from repalign.metrics.alignment import cknna
-from repalign.paths.linear import LinearPath
-from repalign.state import Tokens, TokenSpec
-from repalign.training.probe import alignment_of_taps
 
 
 def features(size: int = 400, dim: int = 16, seed: int = 0) -> torch.Tensor:
@@ -72,42 +66,3 @@ def test_rows_at_once_do_not_matter(monkeypatch):
 def test_sets_that_cannot_be_compared_say_so(second, neighbors, message):
     with pytest.raises(UserError, match=message):
         cknna(features(8), features(second), neighbors)
-
-
-class Positions:
-    """An encoder whose tokens are patches of the picture itself."""
-
-    spec = TokenSpec(48, (2, 2))
-
-    def __call__(self, images):
-        return Tokens(torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2), (2, 2))
-
-
-def test_taps_of_a_backbone_are_compared_with_an_encoder():
-    """Nearly clean latents align better than nearly pure noise; repeated, the number is the same."""
-    torch.manual_seed(0)
-    backbone = DeepFlow((3, 8, 8), 4, 4, 16, 2, 2, branches=2, acceleration_hidden=8).eval()
-    image = torch.randint(0, 256, (64, 3, 1, 1), generator=torch.Generator().manual_seed(0)).repeat(1, 1, 8, 8)
-    batches = [
-        {"image": image[i : i + 16].to(torch.uint8), "label": torch.zeros(16, dtype=torch.int64), "serial": s}
-        for i, s in ((i, torch.arange(i, i + 16)) for i in range(0, 64, 16))
-    ]
-
-    def measure(t: float) -> dict[str, float]:
-        return alignment_of_taps(
-            ["block.1", "vera.1"],
-            "main",
-            batches,
-            backbone=backbone,
-            path=LinearPath(),
-            conditioner=LabelConditioner(4),
-            autoencoder=Pixels(),
-            encoders={"main": Positions()},
-            t=t,
-            neighbors=5,
-        )
-
-    clean, noisy = measure(0.01), measure(0.999)
-    assert clean.keys() == {"block.1", "vera.1"}
-    assert clean["block.1"] > noisy["block.1"] + 0.1
-    assert measure(0.01) == clean

@@ -8,7 +8,7 @@ from repalign.encoders.lite0 import Lite0Features
 from repalign.errors import UserError
 from repalign.metrics.features import to_uint8
 from repalign.metrics.frechet import FrechetDistance
-from repalign.metrics.inception import InceptionV3Features
+from repalign.metrics.inception import FILE, InceptionV3Features
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics
 from tests.metrics.small import pictures
@@ -57,17 +57,21 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_inception_reads_a_local_file_alone(weights, tmp_path):
+def test_inception_reads_a_local_file_alone(weights, tmp_path, monkeypatch):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = InceptionV3Features(str(weights), sha256=digest[:8])
-    features, logits = network(pictures(2, 1))
-    assert features.shape == (2, 2048) and logits.shape == (2, 1008)
-    assert features.isfinite().all() and not network.train().training
+    features, logits, spatial = network(pictures(2, 1))
+    assert features.shape == (2, 2048) and logits.shape == (2, 1008) and spatial.shape == (2, 2023)
+    assert torch.cat([features, logits, spatial], 1).isfinite().all() and not network.train().training
     assert digest[:16] in network.fingerprint
     with pytest.raises(UserError, match=rf"has SHA-256 {digest[:8]}..., expected 6726825d"):
         InceptionV3Features(str(weights))
-    with pytest.raises(UserError, match="metric.network.weights: no Inception weights named; .* metric=lite0"):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="no Inception weights named, and none at .*hub/checkpoints.* metric=lite0"):
         InceptionV3Features(None)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / FILE).symlink_to(weights)
+    assert InceptionV3Features(None, sha256=digest[:8]).fingerprint == network.fingerprint
     with pytest.raises(UserError, match="metric.network.weights: no file"):
         InceptionV3Features(str(tmp_path / "none.pth"))
 

@@ -54,8 +54,8 @@ def test_moments_file_of_the_adm_evaluator(tmp_path):
         metrics.update(drawn)
         values.append(metrics.compute()["fd"])
     assert values[0] == pytest.approx(values[1], rel=1e-8)
-    with pytest.raises(UserError, match="'stats.npz' holds mean and covariance alone"):
-        KernelDistance().set_reference(Reference.load(tmp_path / "stats.npz"))
+    with pytest.raises(UserError, match="'stats.npz' holds pooled alone; kid needs features.*~metric.scores.kid"):
+        FeatureMetrics(network, {"kid": KernelDistance()}).set_reference(Reference.load(tmp_path / "stats.npz"))
 
 
 def test_messages(tmp_path):

@@ -9,7 +9,7 @@ from repalign.metrics.inception_score import InceptionScore
 from repalign.metrics.kid import KernelDistance
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics
-from tests.metrics.small import SmallNetwork, pictures
+from tests.metrics.small import SmallNetwork, drawn_from, pictures
 
 
 def suite(real, **scores):
@@ -82,13 +82,11 @@ def test_inception_score_is_the_formula():
     found = scored(metrics, pictures(1, 2).repeat(8, 1, 1, 1), 3)
     assert found["is"] == pytest.approx(1.0) and found["is_std"] == pytest.approx(0, abs=1e-9)
     score = InceptionScore(splits=2)
-    logits = torch.randn(30, 5, generator=torch.Generator().manual_seed(3)).double() * 3
-    score.update(torch.zeros(30, 3), logits)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        parts = logits[torch.randperm(30)].softmax(1).split(15)
+    logits = torch.randn(30, 5, generator=torch.Generator().manual_seed(3)) * 3
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    parts = logits.double()[order].softmax(1).split(15)
     expected = [float((p * (p / p.mean(0)).log()).sum(1).mean().exp()) for p in parts]
-    assert score.compute() == pytest.approx((np.mean(expected), np.std(expected, ddof=1)), rel=1e-9)
+    assert score(drawn_from(logits=logits)) == pytest.approx((np.mean(expected), np.std(expected, ddof=1)), rel=1e-9)
 
 
 def test_scores_grow_worse_with_the_shift():
@@ -113,15 +111,19 @@ def test_messages(tmp_path):
     with pytest.raises(UserError, match="num_samples: .* at least 2 .* found 0"):
         metrics.compute()
     lonely = FeatureMetrics(SmallNetwork(), {"fd": FrechetDistance()})
-    with pytest.raises(UserError, match="none were given"):
-        lonely.update(pictures(2, 1))
+    lonely.update(pictures(2, 1))
+    with pytest.raises(UserError, match="fd needs reference pictures; none were given"):
+        lonely.compute()
     wide = FeatureMetrics(SmallNetwork(dim=9), {"fd": FrechetDistance()})
     wide.set_reference(metrics.reference)
+    wide.update(pictures(2, 1))
     with pytest.raises(UserError, match="width 12, .* gives 9"):
-        wide.update(pictures(2, 1))
+        wide.compute()
     with pytest.raises(UserError, match="splits of at least 2, found 1"):
         InceptionScore(splits=1)
-    score = InceptionScore(splits=4)
-    score.update(torch.zeros(3, 2), torch.zeros(3, 5))
     with pytest.raises(UserError, match="4 splits .* found 3"):
-        score.compute()
+        InceptionScore(splits=4)(drawn_from(logits=torch.zeros(3, 5)))
+    blind = FeatureMetrics(lambda images: (images.mean((2, 3)),), {"is": InceptionScore()})
+    blind.update(pictures(2, 1))
+    with pytest.raises(UserError, match="gives no logits"):
+        blind.compute()

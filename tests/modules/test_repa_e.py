@@ -1,5 +1,6 @@
 """REPA-E: who moves whom, what is shared between the passes, and the run as a whole."""
 
+import fnmatch
 import json
 
 import pytest
@@ -155,3 +156,17 @@ def test_golden_step_moves_weights_by_the_official_amount():
         expected = below["outputs/"][key] - start
         assert expected.abs().max() > 5e-5
         torch.testing.assert_close(found[key] - start, expected, rtol=0, atol=1e-6)
+
+
+def test_every_rule_of_the_recipes_guard_concerns_a_term():
+    """A pattern that matches nothing would guard nothing."""
+    module = module_of()
+    shared = module.begin(batch(), SampleRandom(0, range(4)))
+    names = {f"grad_norm/{phase}" for phase in module.phases}
+    for phase in module.phases:
+        with only(module.phases[phase], module.parts):
+            names |= module.losses(phase, shared).terms.keys()
+    guard = compose([*RECIPE]).callbacks.guard
+    for pattern in [*guard.nonzero, *guard.bounds]:
+        assert fnmatch.filter(names, pattern), pattern
+    assert {"autoencoder/adversarial", "latent/std_*"} <= {*guard.nonzero, *guard.bounds}

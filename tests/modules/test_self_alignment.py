@@ -40,7 +40,7 @@ def data_root(monkeypatch, tmp_path):
                 "align.sra.tap=encoder.1",
                 "align.sra.target=encoder.3",
             ],
-            "SRA: tokens with times of their own need the backbone DiT",
+            "objective and backbone do not go together: DualTimestep .* SiTDown takes one time a sample",
         ),
     ],
 )

@@ -1,12 +1,17 @@
+import os
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from callbacks.evaluate import Evaluate
+from callbacks.pictures import draw_labels, generate
 from callbacks.sample_grid import SampleGrid
+from callbacks.score_log import read_scores
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from repalign.metrics.frechet import FrechetDistance
@@ -96,3 +101,49 @@ def test_pictures_reach_tensorboard(tmp_path):
 def test_unknown_class_is_one_line(tmp_path):
     with pytest.raises(UserError, match="callbacks.sample_grid.classes: unknown class 'fod'. Did you mean 'food'"):
         fit(tmp_path, [SampleGrid(every=1, classes=["fod"])])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_score_as_one(tmp_path, world):
+    """Every rank scores what it draws; rank 0 writes the numbers that one process writes."""
+
+    def work(rank):
+        if world > 1:
+            dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=rank, world_size=world)
+        module = TinyModule(tmp_path)
+        module.eval()
+        data = TinyData()
+        trainer = SimpleNamespace(
+            global_rank=rank, world_size=world, is_global_zero=rank == 0, datamodule=data, loggers=[], callbacks=[]
+        )
+        callback = evaluate(tmp_path, num_samples=23)
+        callback._evaluate(trainer, module)
+        if world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+    children = []
+    for rank in range(world):
+        number = os.fork()
+        if not number:
+            try:
+                work(rank)
+            except BaseException as error:
+                print(f"rank {rank}: {type(error).__name__}: {error}", flush=True)
+                os._exit(1)
+            os._exit(0)
+        children.append(number)
+    assert [os.waitstatus_to_exitcode(os.waitpid(n, 0)[1]) for n in children] == [0] * world
+    found = read_scores(tmp_path / "metrics.jsonl")
+    assert [line["name"] for line in found] == ["fd_small", "kid_small"] and found[0]["step"] == 0
+    work_alone = evaluate(tmp_path, num_samples=23)
+    work_alone.metrics.prepare(lambda: TinyData().reference_images(5), "tiny", tmp_path / "cache" / "reference")
+    generator = TinyModule(tmp_path).generator()
+    labels = draw_labels("data", 23, 0, range(3), TinyData().source.labels, "k")
+    for images in generate(generator, labels, 0, 23):
+        work_alone.metrics.update(images)
+    expected = work_alone.metrics.compute()
+    assert {line["name"]: line["value"] for line in found} == pytest.approx(
+        {name: expected[name] for name in ("fd_small", "kid_small")}, rel=1e-5
+    )
+    assert found[0]["record"]["num_samples"] == 23 and found[0]["record"]["labels"] == "data"

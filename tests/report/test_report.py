@@ -1,12 +1,15 @@
+import csv
 import re
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from repalign.errors import UserError
 from tasks.report import run, write_report
 from tasks.report_data import attributions, higher_is_better, read_run, read_series
+from tasks.report_files import numbers_of
 from tasks.report_plots import smoothed
 from tasks.report_sweep import band, runs_below, summary, variants_of
 from tests.report.made_up import ATTRIBUTION, make_manifest, make_run
@@ -104,6 +107,43 @@ def test_sweep_report(tmp_path):
     rows = variants_of(runs_below(folder))
     assert best[0] == f"{summary(rows[1], 'fd_lite0').mean:.4g}"
     assert page.count("data:image/png") == 2
+
+
+def test_sweep_files(tmp_path):
+    """A row per run, a line per variant, a picture that is not blank."""
+    folder = sweep(tmp_path / "sweep")
+    write_report(folder)
+    with open(folder / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        (f"aligner={aligner}", str(seed)) for aligner in ("none", "repa") for seed in range(3)
+    ]
+    values = [float(row["fd_lite0"]) for row in rows[:3]]
+    mean, std = np.mean(values), np.std(values, ddof=1)
+    assert f"| aligner=none | 3 | 200 | {mean:.4g} ± {std:.2g} |" in (folder / "sweep.md").read_text(encoding="utf-8")
+    with Image.open(folder / "sweep.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+
+
+def test_jobs_are_in_the_order_of_their_numbers(tmp_path):
+    for number in (0, 2, 10, 1):
+        make_run(tmp_path / str(number), number)
+    assert [run.path.name for run in runs_below(tmp_path)] == ["0", "1", "2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["align.weight=0.5", "align.weight=1e-3"], ("align.weight", [0.5, 0.001])),
+        (["align.tap=block.4", "align.tap=block.10"], ("align.tap", [4.0, 10.0])),
+        (["encoder=lite0", "encoder=tiny"], ("", [])),
+        (["a=1 b=2", "a=2 b=2"], ("", [])),
+        (["a=1", "b=2"], ("", [])),
+        ([], ("", [])),
+    ],
+)
+def test_variants_that_are_numbers_are_drawn_as_numbers(labels, found):
+    assert numbers_of(labels) == found
 
 
 def test_runs_that_end_at_different_steps_are_said(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+import tasks.drawing
 import tasks.evaluate
 import tasks.sample
 from callbacks.pictures import class_indices, draw_labels, evaluation_mode, generate
@@ -82,6 +85,7 @@ def composed(tmp_path, monkeypatch):
     def compose(name, **changes):
         base = {"name": "tiny", "run_dir": str(tmp_path), "seed": 3, "paths": {"cache": str(tmp_path / "cache")}}
         base |= {"metric": {}, "data": {}, "sampler": {"steps": 4}, "guidance": {"scale": 1.5}}
+        base["protocol"] = OmegaConf.load(ROOT / "conf" / "protocol" / "default.yaml")
         task = OmegaConf.load(ROOT / "conf" / "task" / f"{name}.yaml")
         return OmegaConf.merge(base, {"task": task}, {"task": changes})
 
@@ -148,6 +152,51 @@ def test_scores_from_memory_from_folder_and_from_npz_agree(composed, tmp_path):
     assert values[0] > 0 and values == pytest.approx([values[0]] * 3, rel=1e-6)
     assert all(e["num_samples"] == 12 and e["num_reference"] == 24 for e in found)
     assert all(e["settings"]["sampler"] == {"steps": 4} for e in found)
+    assert len({e["protocol_of"]["fd_small"] for e in found}) == 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_that_torchrun_starts_score_as_one(composed, tmp_path, monkeypatch, world):
+    one = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "one"))
+    tasks.evaluate.run(one)
+    alone = json.loads((tmp_path / "evaluation.json").read_text())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    several = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "several"))
+    children = []
+    for rank in range(world):
+        number = os.fork()
+        if not number:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+            os.environ["MASTER_PORT"] = str(port)
+            try:
+                tasks.evaluate.run(several)
+            except BaseException as error:
+                print(f"rank {rank}: {type(error).__name__}: {error}", flush=True)
+                os._exit(1)
+            os._exit(0)
+        children.append(number)
+    assert [os.waitstatus_to_exitcode(os.waitpid(n, 0)[1]) for n in children] == [0] * world
+    shared = json.loads((tmp_path / "evaluation.json").read_text())
+    assert shared["num_samples"] == 600 and shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
+    assert shared["protocol_of"] == alone["protocol_of"]
+
+
+def test_an_evaluation_goes_on_where_it_was_killed(composed, tmp_path, monkeypatch):
+    """Half of the shards are there: the pictures in them are scored and not drawn again."""
+    tasks.evaluate.run(composed("evaluate", num_samples=600, batch_size=16))
+    whole = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    (folder,) = [p for p in (tmp_path / "drawn").iterdir() if p.is_dir()]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["rows"] == 600 and manifest["info"]["settings"]["sampler"] == {"steps": 4}
+    (folder / "image.00001.npy").unlink()
+    drawn = []
+    generate = tasks.drawing.generate
+    monkeypatch.setattr(tasks.drawing, "generate", lambda *a: (drawn.append(len(a[1])), generate(*a))[1])
+    tasks.evaluate.run(composed("evaluate", num_samples=600, batch_size=16))
+    assert drawn == [256]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["metrics"] == pytest.approx(whole, rel=1e-5)
 
 
 def test_reference_from_pictures_and_from_nowhere(composed, tmp_path):

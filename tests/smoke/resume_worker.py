@@ -70,10 +70,11 @@ def left_behind(run_dir: Path) -> dict[str, object]:
         digests[part] = digest.hexdigest()
     adam = []
     for optimizer in last["optimizer_states"]:
-        moments = hashlib.sha256()
-        for _, state in sorted(optimizer["state"].items()):
-            moments.update(state["exp_avg"].numpy().tobytes() + state["exp_avg_sq"].numpy().tobytes())
-        adam.append(moments.hexdigest())
+        digest = hashlib.sha256()
+        for place, state in sorted(optimizer["state"].items()):
+            for key, value in sorted(state.items()):
+                digest.update(f"{place} {key}".encode() + value.numpy().tobytes())
+        adam.append(digest.hexdigest())
     return {
         "rows": [row for row in rows if "images_per_second" not in row],
         "weights": digests,

@@ -1,0 +1,129 @@
+"""What a report of a sweep writes beside its page: a row per run as CSV, a table of the variants, a picture."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tasks.report_data import RunFolder, higher_is_better
+from tasks.report_plots import COLOURS, STYLE
+from tasks.report_sweep import Variant, band, summary, variants_of
+
+_MOST_METRICS = 3  # rows of the picture
+
+
+def write_files(runs: Sequence[RunFolder], folder: Path) -> list[Path]:
+    """Write ``sweep.csv``, ``sweep.md`` and, where there are scores, ``sweep.png`` into a folder."""
+    variants = variants_of(runs)
+    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    written = [folder / "sweep.csv", folder / "sweep.md"]
+    with open(written[0], "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows_of(variants, metrics, folder))
+    written[1].write_text(table_of(variants, metrics), encoding="utf-8")
+    if metrics:
+        written.append(folder / "sweep.png")
+        with matplotlib.rc_context(STYLE):
+            picture_of(variants, metrics[:_MOST_METRICS]).savefig(written[-1], dpi=150)
+    return written
+
+
+def rows_of(variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -> list[list[str]]:
+    """Header, then a row per run: its variant, seed, folder, status, last step, median speed, last scores."""
+    rows = [["variant", "seed", "run", "status", "step", "images_per_second", *metrics]]
+    for variant in variants:
+        for run in variant.runs:
+            speed = run.series.get("train/images_per_second")
+            last = [f"{float(run.metrics[name].values[-1])!r}" if name in run.metrics else "" for name in metrics]
+            rows.append(
+                [
+                    variant.label,
+                    seed_of(run),
+                    run.path.relative_to(folder).as_posix(),
+                    str(run.record.get("status", "unknown")),
+                    str(run.record.get("step", run.last_step)),
+                    "" if speed is None else f"{np.median(speed.values):.4g}",
+                    *last,
+                ]
+            )
+    return rows
+
+
+def seed_of(run: RunFolder) -> str:
+    """The seed of a run: as typed, else as composed, else empty."""
+    typed = [word.partition("=")[2] for word in run.overrides if word.startswith("seed=")]
+    return typed[-1] if typed else str(run.config.get("seed", ""))
+
+
+def table_of(variants: Sequence[Variant], metrics: Sequence[str]) -> str:
+    """Markdown: mean and standard deviation over the seeds of the scores at the last step."""
+    lines = ["| variant | runs | step | " + " | ".join(metrics) + " |", "|---|---|---|" + "---|" * len(metrics)]
+    for variant in variants:
+        found = [summary(variant, name) for name in metrics]
+        steps = sorted({step for s in found if s is not None for step in s.steps})
+        cells = ["-" if s is None else f"{s.mean:.4g}" + ("" if s.std is None else f" ± {s.std:.2g}") for s in found]
+        shown = " to ".join(f"{step}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
+        lines.append(f"| {variant.label} | {len(variant.runs)} | {shown or '-'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture_of(variants: Sequence[Variant], metrics: Sequence[str]) -> Figure:
+    """For each score a row: against the step, and at the last step against what the variants differ in."""
+    figure = Figure(figsize=(11, 3.4 * len(metrics)), layout="constrained")
+    axes = figure.subplots(len(metrics), 2, squeeze=False, width_ratios=[3, 2])
+    for name, (left, right) in zip(metrics, axes, strict=True):
+        _curves(left, variants, name)
+        _ends(right, variants, name)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
+    return figure
+
+
+def _curves(axes: Axes, variants: Sequence[Variant], name: str) -> None:
+    for index, variant in enumerate(variants):
+        found, colour = band(variant, name), COLOURS[index % len(COLOURS)]
+        if found is None:
+            continue
+        axes.plot(found.steps, found.mean, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=variant.label)
+        if found.std is not None:
+            low, high = found.mean - found.std, found.mean + found.std
+            axes.fill_between(found.steps, low, high, color=colour, alpha=0.12, linewidth=0)
+    better = "higher" if higher_is_better(name) else "lower"
+    axes.set(xlabel="step", ylabel=f"{name} ({better} is better)")
+
+
+def _ends(axes: Axes, variants: Sequence[Variant], name: str) -> None:
+    ends = [(i, v, s) for i, v in enumerate(variants) if (s := summary(v, name)) is not None]
+    key, places = numbers_of([v.label for _, v, _ in ends])
+    for place, (index, _, end) in zip(places or range(len(ends)), ends, strict=True):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.errorbar(
+            [place], [end.mean], yerr=None if end.std is None else [end.std], fmt="o", color=colour, capsize=3
+        )
+    if places:
+        axes.set_xlabel(key)
+    else:
+        axes.set_xticks(range(len(ends)), [_values_of(v.label) for _, v, _ in ends], rotation=40, ha="right")
+    axes.margins(x=0.1, y=0.15)
+
+
+def _values_of(label: str) -> str:
+    """A variant's label without its keys, long numbers rounded."""
+    values = [word.partition("=")[2] or word for word in label.split(" ")]
+    return " ".join(re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.3g}", value) for value in values)
+
+
+def numbers_of(labels: Sequence[str]) -> tuple[str, list[float]]:
+    """Key and numbers of variants that differ in one value that is or ends in a number (0.5, block.4); else none."""
+    found = [re.fullmatch(r"([^= ]+)=(?:[a-z_]+\.)?(-?\d+(?:\.\d+)?(?:e-?\d+)?)", label) for label in labels]
+    keys = {match[1] for match in found if match}
+    if len(keys) != 1 or not all(found):
+        return "", []
+    return keys.pop(), [float(match[2]) for match in found if match]

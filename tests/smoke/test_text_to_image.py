@@ -26,6 +26,7 @@ def tiny(tmp_path: Path, *words: str):
     return cfg
 
 
+@pytest.mark.slow
 def test_stored_text_and_text_encoded_at_each_step_give_the_same_losses(tmp_path):
     words = ["experiment=sd3_d15", "data.feature_dtype=float32", f"paths.cache={tmp_path / 'cache'}"]
     stored = column(train(tmp_path / "a", *words, "data.cache_features=true"), "train/loss")
@@ -39,6 +40,7 @@ def test_a_checkpoint_holds_no_text_encoder(tmp_path):
     assert {key.split(".")[0] for key in last["state_dict"]} == {"trained", "ema"}
 
 
+@pytest.mark.slow
 def test_pictures_of_prompts(tmp_path):
     words = ["experiment=cross_dit_xl"]
     train(tmp_path, *words)
@@ -60,6 +62,7 @@ def test_an_absent_encoder_is_chosen_by_one_word(tmp_path):
     assert compose(check_root).text_encoders.clip_g.network == "text_encoder_2"
 
 
+@pytest.mark.slow
 def test_the_next_stage_begins_with_the_weights_of_the_first(tmp_path):
     """256 to 1024 pixels: everything but the table of positions, which is the new one's."""
     first = checkpoints_in(train(tmp_path, "experiment=sd3_d24"))[-1]
@@ -80,6 +83,7 @@ def test_the_next_stage_begins_with_the_weights_of_the_first(tmp_path):
     assert len(column(Path(cfg.run_dir), "train/loss")) == 2
 
 
+@pytest.mark.slow
 def test_heads_stay_when_a_stage_adds_or_drops_alignment(tmp_path):
     plain = checkpoints_in(train(tmp_path / "a", "experiment=repa_sd3_d24", "aligner=none", "method=generative"))[-1]
     aligned = assemble(tiny(tmp_path, "experiment=repa_sd3_d24")).module

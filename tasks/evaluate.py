@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,11 @@ def set_reference(metrics: FeatureMetrics, path: Path | None, data: Any, cache: 
         return
     if not path.exists():
         raise UserError(f"task.reference: nothing at '{path}'; expected .npz, .safetensors or a folder of pictures")
-    moments = Reference.load(path) if path.suffix == ".safetensors" or holds(path, "mu") else None
+    moments = None
+    if path.suffix == ".safetensors":
+        moments = Reference.load(path)
+    elif holds(path, "mu"):
+        moments = replace(Reference.load(path), fingerprint=f"{path.name}-{fingerprint_of(path)}")
     needs = frozenset[str]().union(*(score.needs_reference for score in metrics.scores.values()))
     if moments is not None and (needs <= moments.holds or not holds(path, "arr_0")):
         metrics.set_reference(moments)

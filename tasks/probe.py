@@ -30,7 +30,7 @@ from repalign.training.step import state_of
 from repalign.training.tap_features import pooled_taps, tap_tokens
 from tasks.instantiate import build
 from tasks.probe_pictures import component_grid, heat_map
-from tasks.probe_rows import Row, write_rows
+from tasks.probe_rows import Row, table_of, write_rows
 from tasks.processes import device
 from tasks.sample import restored, settings
 
@@ -46,7 +46,7 @@ class Material:
 
 
 def run(cfg: DictConfig) -> None:
-    """Write ``probe.csv``, ``probe.json``, a heat map per measure and the principal components into ``task.output``.
+    """Write numbers (csv, md), a heat map per measure and the principal components into ``task.output``.
 
     Raises:
         UserError: one line for a missing checkpoint, a tap that does not exist, a time out of range, too few pictures.
@@ -69,6 +69,7 @@ def run(cfg: DictConfig) -> None:
             if task.shown:
                 save_png(_components(task, assembly.data, generator, material, encoders, taps, t), output / name_of(t))
     write_rows(output / "probe.csv", rows)
+    (output / "probe.md").write_text(table_of(rows), encoding="utf-8")
     for measure in sorted({row.measure for row in rows}):
         cells = {(row.tap, row.t): row.value for row in rows if row.measure == measure}
         heat_map(measure, cells, taps, list(task.times)).savefig(output / f"{measure.replace('/', '_')}.png", dpi=150)

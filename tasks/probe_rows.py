@@ -36,3 +36,16 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with open(path, newline="") as file:
         return [Row(r["tap"], float(r["t"]), r["measure"], float(r["value"])) for r in csv.DictReader(file)]
+
+
+def table_of(rows: list[Row]) -> str:
+    """Markdown: for each measure a table of hidden states by times."""
+    parts = []
+    for measure in sorted({row.measure for row in rows}):
+        own = {(row.tap, row.t): row.value for row in rows if row.measure == measure}
+        times = list(dict.fromkeys(t for _, t in own))
+        lines = [f"| {measure} | " + " | ".join(f"t = {t:g}" for t in times) + " |", "|---|" + "---|" * len(times)]
+        for tap in dict.fromkeys(tap for tap, _ in own):
+            lines.append(f"| {tap} | " + " | ".join(f"{own[tap, t]:.3f}" for t in times) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"

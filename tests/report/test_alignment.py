@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.probe_rows import Row, read_rows, write_rows
+from tasks.probe_rows import Row, read_rows, table_of, write_rows
 from tasks.report import write_report
 from tasks.report_alignment import points_of
 from tasks.report_sweep import runs_below, variants_of
@@ -22,6 +22,7 @@ def test_rows_survive_the_file(tmp_path):
     rows = probed(folder, 0.1 + 0.2)
     assert read_rows(folder / "probe" / "probe.csv")[:2] == rows
     assert read_rows(tmp_path / "none.csv") == []
+    assert "| cknna/main | t = 0.5 |\n|---|---|\n| block.1 | 0.150 |\n| block.2 | 0.300 |" in table_of(rows)
 
 
 def test_scores_are_drawn_against_alignment(tmp_path):

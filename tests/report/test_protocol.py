@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,8 +110,6 @@ def test_presets(name):
 
 def test_adm_reference_batch_gives_moments_and_pictures(tmp_path):
     """Published moments for the distance, the pictures beside them for kernel distances and neighbours."""
-    import numpy as np
-
     real = pictures(40, 1)
     metrics = scored()
     wide = Reference.measure(metrics._features, [pictures(200, 5)], "wide")
@@ -119,6 +118,8 @@ def test_adm_reference_batch_gives_moments_and_pictures(tmp_path):
     np.savez(file, arr_0=bytes_, mu=wide.mean.numpy(), sigma=wide.covariance.numpy())
     set_reference(metrics, file, None, tmp_path / "cache", 16)
     assert torch.allclose(metrics.reference.mean, wide.mean) and len(metrics.reference.features) == 40
+    told = metrics.reference.fingerprint
+    assert told.startswith("VIRTUAL.npz-") and len(told) == len("VIRTUAL.npz-") + 16  # name and hash of the content
     kept = list((tmp_path / "cache").iterdir())
     copy = tmp_path / "elsewhere" / "copy.npz"
     copy.parent.mkdir()

@@ -18,7 +18,7 @@ def bucket_sides(image_size: int, step: int, ratio: float) -> list[tuple[int, in
     """Heights and widths, multiples of ``step``, whose product is at most image_size^2; the square first.
 
     For each width the largest height, as far as the longer side over the shorter is at most ``ratio`` (NovelAI's and
-    SDXL's bucketing; arXiv:2307.01952, appendix I: step 64).
+    SDXL's bucketing, step 64).
 
     Raises:
         UserError: when the step does not divide the image size, or the ratio is below 1.

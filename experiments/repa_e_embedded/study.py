@@ -171,11 +171,15 @@ def draw(rows: list[Row]) -> None:
         steps = sorted({row[2] for row in rows if (row[0], row[3]) == (variant, "fd_lite0")})
         values = [over_seeds(rows, variant, step, "fd_lite0") for step in steps]
         spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        left.errorbar(steps, [statistics.mean(v) for v in values], spread, marker="o", capsize=3, label=variant)
+        beside = [step + 2 * place for step in steps]  # so that bars do not hide each other
+        left.errorbar(beside, [statistics.mean(v) for v in values], spread, marker="o", capsize=3, label=variant)
         after = over_seeds(rows, variant, STEPS, "rec_psnr")
         right.bar(place, statistics.mean(after) if after else 0.0, label=variant)
     left.set(xlabel="transformer updates (batch 32)", ylabel=f"fd_lite0, {PICTURES} pictures (lower is better)")
     left.legend()
+    before = statistics.mean(row[4] for row in rows if (row[2], row[3]) == (0, "rec_psnr"))
+    right.axhline(before, color="black", linestyle="--", label="before")
+    right.legend(handles=[right.lines[-1]], loc="lower left")
     right.set(ylabel="PSNR of reconstructions after training, dB", xticks=[])
     figure.savefig(HERE / "curve.png", dpi=150)
 

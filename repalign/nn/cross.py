@@ -61,7 +61,7 @@ class BlockModulation(Protocol):
 
 
 class SharedModulation(nn.Module):
-    """adaLN-single: one linear layer for all blocks, and a learned offset for each (PixArt-alpha, section 2.3).
+    """adaLN-single: one linear layer for all blocks, and a learned offset for each (PixArt-alpha).
 
     e = embed(t) (+ embed(size)); T = linear(silu(e)) in [6, D]; block i takes table_i + T, the last norm table + e.
 

@@ -84,7 +84,7 @@ class Mode:
 
 
 class CosMap:
-    """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U[0, 1): the log-SNR density of the cosine schedule (SD3, equation 21)."""
+    """t = 1 - 1 / (tan(pi u / 2) + 1), u ~ U[0, 1): the log-SNR density of the cosine schedule."""
 
     def __call__(self, random: Randomness) -> Float[Tensor, " b"]:
         return 1 - 1 / (torch.tan(math.pi / 2 * random.uniform("t")) + 1)

@@ -100,7 +100,7 @@ class InpaintingConditioner(_Map):
         assert autoencoder.norm is not None, "an autoencoder whose latents are diffused has a norm"
         latent = autoencoder.norm.normalize(raw)
         assert isinstance(latent, Tensor), "an autoencoder gives one stream"
-        return Cond(spatial=torch.cat([latent, 2 * resized_mask(mask, latent.shape[2:]) - 1], 1))
+        return Cond(spatial=torch.cat([latent, 2 * resized_mask(mask, (latent.shape[2], latent.shape[3])) - 1], 1))
 
     def mask_of(self, batch: Mapping[str, Any]) -> Float[Tensor, "b 1 h w"]:
         """The batch's masks."""
@@ -131,7 +131,7 @@ def random_boxes(random: Randomness, height: int, width: int) -> Float[Tensor, "
 
 def resized_mask(mask: Float[Tensor, "b 1 h w"], size: tuple[int, int]) -> Float[Tensor, "b 1 i j"]:
     """The mask at the latent's size, by nearest neighbours as in the official script."""
-    return F.interpolate(mask, size=tuple(size), mode="nearest")
+    return F.interpolate(mask, size=size, mode="nearest")
 
 
 class SpatialRescaler(nn.Module):

@@ -59,7 +59,8 @@ class InceptionV3Features(nn.Module):
         self.fingerprint = f"inception-{found[:16]}"
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         self._early: list[Tensor] = []
-        self.network.Mixed_6d.branch1x1.register_forward_hook(lambda block, inputs, output: self._early.append(output))
+        early: Any = self.network.Mixed_6d.branch1x1
+        early.register_forward_hook(lambda block, inputs, output: self._early.append(output))
 
     def train(self, mode: bool = True) -> InceptionV3Features:
         """Stays in evaluation mode."""

@@ -77,7 +77,7 @@ class Reference:
         moments: dict[str, Moments] = {}
         count, kept, priority = 0, torch.empty(0), torch.empty(0)
         for images in batches:
-            seen = Features(*network(images))
+            seen = Features(*network(images))  # type: ignore[arg-type]  (pooled is never None)
             rows = seen.pooled.detach().cpu()
             for kind, part in (("pooled", rows), ("spatial", seen.spatial)):
                 if part is not None:

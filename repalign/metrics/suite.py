@@ -125,10 +125,12 @@ class FeatureMetrics:
         for part in pictures.split(self.chunk):
             padding = part[-1:].expand(self.chunk - len(part), -1, -1, -1)
             with torch.no_grad():
-                seen = Features(*self.network(torch.cat([part, padding]).to(self._device).float() / 255))
-            parts.append(Features(*(None if x is None else x[: len(part)].cpu() for x in seen)))
+                whole = self.network(torch.cat([part, padding]).to(self._device).float() / 255)
+            seen = [None if x is None else x[: len(part)].cpu() for x in whole]
+            parts.append(Features(*seen))  # type: ignore[arg-type]  (pooled is never None)
         columns = zip(*parts, strict=True)
-        return Features(*(None if c[0] is None else torch.cat([x for x in c if x is not None]) for c in columns))
+        whole = [None if c[0] is None else torch.cat([x for x in c if x is not None]) for c in columns]
+        return Features(*whole)  # type: ignore[arg-type]  (pooled is never None)
 
     def update(self, images: Float[Tensor, "b 3 h w"], serials: Int[Tensor, " b"] | None = None) -> None:
         """Add generated pictures in [0, 1].

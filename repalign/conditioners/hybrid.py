@@ -37,7 +37,7 @@ class HybridConditioner(nn.Module):
         super().__init__()
         facts = {"num_classes": num_classes, "text_encoders": text_encoders, "autoencoder": autoencoder}
         self.parts: dict[str, Conditioner] = {name: derived(make, **facts) for name, make in parts.items()}
-        widths = {part.context_dim for part in self.parts.values()} - {None}
+        widths = {part.context_dim for part in self.parts.values() if part.context_dim is not None}
         if not self.parts or len(widths) > 1:
             raise UserError(f"conditioner.parts: expected contexts of one width, found {sorted(widths) or 'no part'}")
         self.trained = nn.ModuleDict({n: part for n, part in self.parts.items() if isinstance(part, nn.Module)})

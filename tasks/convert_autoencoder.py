@@ -47,7 +47,7 @@ def convert_autoencoder(cfg: DictConfig) -> None:
     if source is None and task.direction == "import":
         raise UserError("task.input: not set; give the published file, or the folder of a diffusers autoencoder")
     check_targets(cfg)
-    if task.direction == "export" and str(source).endswith(".ckpt"):
+    if task.direction == "export" and source is not None and str(source).endswith(".ckpt"):
         autoencoder, norm = _of_checkpoint(cfg, source)
     else:
         autoencoder = _of_weights(cfg, source)

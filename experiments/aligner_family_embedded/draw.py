@@ -24,6 +24,7 @@ NAMES = {
     "redi": "ReDi",
     "repa_e": "REPA-E",
     "ddt": "DDT + REPA",
+    "ddt_none": "DDT alone",
 }
 COLOURS = dict(zip(NAMES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
 SEE = ("reg", "redi")  # whose network sees features of the encoder, noised: drawn hollow

@@ -1,6 +1,6 @@
 """One small SiT, eight ways to train it, and DDT: trains what is missing, probes, then writes tables and pictures.
 
-    python experiments/aligner_family_embedded/study.py            # 27 runs, about 45 minutes of one core
+    python experiments/aligner_family_embedded/study.py            # 30 runs, about 55 minutes of one core
     python experiments/aligner_family_embedded/study.py --cost     # seconds per step alone, on a quiet machine
     python experiments/aligner_family_embedded/study.py --draw     # tables and pictures from the CSV files alone
 
@@ -29,7 +29,12 @@ from tasks.launch import compose  # noqa: E402
 from tasks.probe_rows import read_rows  # noqa: E402
 from tasks.report_data import read_run  # noqa: E402
 
-METHODS = ("none", "sra", "layer_sync", "deepflow", "repa", "reg", "redi", "repa_e", "ddt")
+METHODS = {
+    **{name: (f"experiment=family_{name}",) for name in ("none", "sra", "layer_sync", "deepflow", "repa")},
+    **{name: (f"experiment=family_{name}",) for name in ("reg", "redi", "repa_e", "ddt")},
+    # The control that tells DDT's backbone from its alignment.
+    "ddt_none": ("experiment=family_ddt", "aligner=none", "method=generative"),
+}
 SEEDS = (0, 1, 2)
 METRICS = ("fd_lite0", "kid_lite0", "is_lite0")
 STEPS, EVERY, PICTURES = 300, 100, 320
@@ -58,7 +63,7 @@ def composed(method: str, seed: int, *words: str) -> DictConfig:
     """The composition of a run, as the command line would make it."""
     cfg = compose(
         [
-            f"experiment=family_{method}",
+            *METHODS[method],
             f"seed={seed}",
             f"run_dir={RUNS}/{method}_{seed}",
             "~callbacks.sample_grid",

@@ -24,7 +24,7 @@ from tasks.probe_rows import Row, read_rows  # noqa: E402
 from tasks.report import write_report  # noqa: E402
 from tasks.report_data import read_run  # noqa: E402
 
-PICTURES, TIMES = 720, [0.1, 0.3, 0.5, 0.7, 0.9]
+PICTURES, TIMES = 400, [0.1, 0.3, 0.5, 0.7, 0.9]
 METRIC, MEASURE = "fd_lite0", "cknna/main"
 
 

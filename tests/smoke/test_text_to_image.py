@@ -13,8 +13,8 @@ from repalign.errors import UserError
 from tasks import sample
 from tasks.build import assemble
 from tasks.check import check_composition
-from tasks.init_from import init_from
 from tasks.launch import compose
+from tasks.start import start_from
 from tasks.train import run
 from tests.data.test_image_text import SIZES, picture
 from tests.smoke.test_recipes_train import column, train
@@ -72,7 +72,7 @@ def test_the_next_stage_begins_with_the_weights_of_the_first(tmp_path):
     )
     module = assemble(cfg).module
     table = module.backbone.pos_embed.clone()
-    init_from(module, first)
+    start_from(module, first)
     held = torch.load(first, weights_only=True)["state_dict"]
     own = module.state_dict()
     assert module.backbone.pos_embed.shape != held["trained.backbone.pos_embed"].shape
@@ -88,10 +88,10 @@ def test_heads_stay_when_a_stage_adds_or_drops_alignment(tmp_path):
     plain = checkpoints_in(train(tmp_path / "a", "experiment=repa_sd3_d24", "aligner=none", "method=generative"))[-1]
     aligned = assemble(tiny(tmp_path, "experiment=repa_sd3_d24")).module
     head = {k: x.clone() for k, x in aligned.state_dict().items() if ".aligners." in k}
-    init_from(aligned, plain)
+    start_from(aligned, plain)
     assert head and all(torch.equal(aligned.state_dict()[k], x) for k, x in head.items())
     with pytest.raises(UserError, match="init_from: no file"):
-        init_from(aligned, tmp_path / "no.ckpt")
+        start_from(aligned, tmp_path / "no.ckpt")
 
 
 def test_mixed_aspect_ratios_train(tmp_path):

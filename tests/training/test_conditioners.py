@@ -16,7 +16,7 @@ from repalign.conditioners.maps import (
     random_boxes,
 )
 from repalign.conditioners.text import TextConditioner
-from repalign.encoders.hashed_text import HashedTextEncoder
+from repalign.encoders.text_sd3 import RandomTextEncoder
 from repalign.errors import UserError
 from repalign.random import SampleRandom
 from repalign.state import Cond, Gaussian
@@ -43,7 +43,7 @@ def batch(count=3):
     }
 
 
-TEXTS = {"main": HashedTextEncoder(6, 4)}
+TEXTS = {"main": RandomTextEncoder(6, length=4)}
 MAKE = {
     "label": lambda: LabelConditioner(10),
     "label_token": lambda: LabelTokenConditioner(10, 8),
@@ -91,10 +91,11 @@ def test_dropped_samples_have_the_null_condition_and_about_a_tenth_is_dropped(na
 def test_stored_text_is_read_instead_of_the_caption():
     conditioner = TextConditioner(TEXTS)
     stored = torch.ones(3, 4, 6, dtype=torch.float16)
-    assert conditioner({"text/main": stored}).text.data.dtype == torch.float32
-    with pytest.raises(UserError, match="no captions"):
+    seen = conditioner({"text/main": stored, "text_mask/main": torch.ones(3, 4, dtype=torch.uint8)})
+    assert seen.text.data.dtype == torch.float32 and seen.text.data.shape == (3, 4, 6)
+    with pytest.raises(UserError, match="reads captions, and these data have none"):
         conditioner({})
-    with pytest.raises(UserError, match=r"conditioner.encoder: unknown text encoder"):
+    with pytest.raises(UserError, match=r"text_encoders: none, and the conditioner reads 'main'"):
         TextConditioner({}, "main")
 
 

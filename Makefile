@@ -23,8 +23,11 @@ demo-repa-e: setup  ## the same with REPA-E: the autoencoder is tuned too (three
 	@$(PYTHON) run.py experiment=repa_e_embedded run_name=demo
 	@$(PYTHON) run.py task=report experiment=repa_e_embedded run_name=demo
 
-test: setup  ## all tests that need no GPU
-	@$(PYTHON) -m pytest -q -m "not gpu" -n 2 --dist loadgroup
+test: setup  ## the tests, but for the slow ones and those that need a GPU
+	@$(PYTHON) -m pytest -q -m "not gpu and not slow" -n 2 --dist loadgroup
+
+test-slow: setup  ## the slow ones, for a night
+	@$(PYTHON) -m pytest -q -m "slow and not gpu" -n 2 --dist loadgroup
 
 golden: setup  ## our numbers against the official codes'
 	@$(PYTHON) -m tests.golden
@@ -39,4 +42,4 @@ lock:  ## resolve the dependencies anew
 	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo demo-repa-e test golden lint lock
+.PHONY: help setup demo demo-repa-e test test-slow golden lint lock

@@ -68,6 +68,9 @@ class ClipFeatures(Frozen):
         UserError: when the folder is not named, or holds no CLIP.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, folder: str | None) -> None:
         super().__init__()
         from transformers import CLIPVisionModelWithProjection

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Reference:
     @classmethod
     def measure(
         cls,
-        network: Callable[[Tensor], tuple[Tensor | None, ...]],
+        network: Callable[[Tensor], tuple[Any, ...]],
         batches: Iterable[Tensor],
         fingerprint: str,
         keep: int = 10_000,

@@ -140,7 +140,7 @@ class SerialLoader(DataLoader[dict[str, Any]]):
     get in each other's way (``experiments/latent_store``). Pictures are decoded by ``num_workers`` processes.
     """
 
-    dataset: SerialDataset
+    dataset: SerialDataset  # type: ignore[assignment]  # the base class knows no more than a Dataset
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         if self.num_workers and not self.dataset.mapped:

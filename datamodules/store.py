@@ -198,7 +198,7 @@ class ArrayStore:
                 raise DamagedStore(
                     f"'{path}' cannot be read ({error}); copy it again, or make the store again"
                 ) from error
-            self._opened[name][shard] = memoryview(np.asarray(mapped).reshape(-1).view(np.uint8))
+            self._opened[name][shard] = np.asarray(mapped).reshape(-1).view(np.uint8).data
         return self._opened[name][shard]
 
     def __getstate__(self) -> dict[str, Any]:

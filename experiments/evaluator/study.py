@@ -42,6 +42,7 @@ from repalign.metrics.suite import FeatureMetrics  # noqa: E402
 from tasks.drawing import Drawing  # noqa: E402
 
 REAL, MADE = 300, 251  # pictures; the second is a prime
+DRAWN = 2000  # pictures that are drawn and killed
 ROUNDS = 3
 
 lines: list[str] = []
@@ -259,10 +260,10 @@ def killed(folder: Path, made: Tensor) -> None:
 
     def drawing(name: str) -> Drawing:
         def generator(labels: Tensor, draws: Any) -> Tensor:
-            time.sleep(0.05)
-            return (made[torch.tensor(draws.serials)] + 0.1 * draws.normal("x_1", made.shape[1:])).clamp(0, 1)
+            time.sleep(0.02)
+            return (made[torch.tensor(draws.serials) % MADE] + 0.1 * draws.normal("x_1", made.shape[1:])).clamp(0, 1)
 
-        labels = torch.arange(MADE) % 10
+        labels = torch.arange(DRAWN) % 10
         return Drawing(folder / name, {}, labels, generator, 0, 16, "round", torch.device("cpu"))
 
     whole, hit, moments = drawing("whole"), 0, random.Random(0)
@@ -271,14 +272,14 @@ def killed(folder: Path, made: Tensor) -> None:
     took = time.perf_counter() - began
     for _ in range(5):
         child = forked(drawing("killed").draw)
-        time.sleep(moments.uniform(0.1, 0.5) * took)
+        time.sleep(moments.uniform(0.05, 0.2) * took)
         os.kill(child, signal.SIGKILL)
         hit += wait_for([child]).count(-signal.SIGKILL)
     again = drawing("killed")
     again.draw()
     files = [{p.name: p.read_bytes() for p in one.folder.iterdir() if p.is_file()} for one in (whole, again)]
     same = "bit-identical" if files[0] == files[1] else "DIFFERENT"
-    say(f"{MADE} pictures in shards of 256, SIGKILL 5 times ({hit} times at work), then to the end: {same}\n")
+    say(f"{DRAWN:,} pictures in shards of 256, SIGKILL 5 times ({hit} times at work), then to the end: {same}\n")
 
 
 def interval(network: nn.Module, reference: Reference, made: Tensor) -> None:

@@ -68,6 +68,9 @@ class ClipFeatures(Frozen):
         UserError: when the folder is not named, or holds no CLIP.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, folder: str | None) -> None:
         super().__init__()
         from transformers import CLIPVisionModelWithProjection
@@ -85,8 +88,8 @@ class ClipFeatures(Frozen):
         self.network: nn.Module = network
         self.size: int = network.config.image_size
         self.resize = f"bicubic, antialiased, to {self.size}"
-        self.mean = nn.Buffer(torch.tensor(CLIP_MEAN).reshape(3, 1, 1), persistent=False)
-        self.std = nn.Buffer(torch.tensor(CLIP_STD).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).reshape(3, 1, 1), persistent=False)
         self.fingerprint = f"clip-{self.size}-{digest(network)}"
         self.freeze()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
@@ -33,7 +33,7 @@ class FeatureNetwork(Protocol):
 
     fingerprint: str
 
-    def __call__(self, images: Tensor) -> tuple[Tensor | None, ...]: ...  # [B, 3, H, W] in [0, 1] -> Features
+    def __call__(self, images: Tensor) -> tuple[Any, ...]: ...  # [B, 3, H, W] in [0, 1] -> Features
     def to(self, device: torch.device) -> FeatureNetwork: ...
 
 

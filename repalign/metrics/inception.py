@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -59,8 +60,10 @@ class InceptionV3Features(nn.Module):
         self.fingerprint = f"inception-{found[:16]}"
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         self._early: list[Tensor] = []
-        early: Any = self.network.Mixed_6d.branch1x1
-        early.register_forward_hook(lambda block, inputs, output: self._early.append(output))
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, inputs: Any, output: Any) -> None:
+        self._early.append(output)
 
     def train(self, mode: bool = True) -> InceptionV3Features:
         """Stays in evaluation mode."""

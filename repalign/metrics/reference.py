@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Reference:
     @classmethod
     def measure(
         cls,
-        network: Callable[[Tensor], tuple[Tensor | None, ...]],
+        network: Callable[[Tensor], tuple[Any, ...]],
         batches: Iterable[Tensor],
         fingerprint: str,
         keep: int = 10_000,
@@ -77,7 +78,7 @@ class Reference:
         moments: dict[str, Moments] = {}
         count, kept, priority = 0, torch.empty(0), torch.empty(0)
         for images in batches:
-            seen = Features(*network(images))  # type: ignore[arg-type]  (pooled is never None)
+            seen = Features(*network(images))
             rows = seen.pooled.detach().cpu()
             for kind, part in (("pooled", rows), ("spatial", seen.spatial)):
                 if part is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -125,12 +126,9 @@ class FeatureMetrics:
         for part in pictures.split(self.chunk):
             padding = part[-1:].expand(self.chunk - len(part), -1, -1, -1)
             with torch.no_grad():
-                whole = self.network(torch.cat([part, padding]).to(self._device).float() / 255)
-            seen = [None if x is None else x[: len(part)].cpu() for x in whole]
-            parts.append(Features(*seen))  # type: ignore[arg-type]  (pooled is never None)
-        columns = zip(*parts, strict=True)
-        whole = [None if c[0] is None else torch.cat([x for x in c if x is not None]) for c in columns]
-        return Features(*whole)  # type: ignore[arg-type]  (pooled is never None)
+                seen = Features(*self.network(torch.cat([part, padding]).to(self._device).float() / 255))
+            parts.append(Features(*map(partial(_first, count=len(part)), seen)))
+        return Features(*map(_joined, zip(*parts, strict=True)))
 
     def update(self, images: Float[Tensor, "b 3 h w"], serials: Int[Tensor, " b"] | None = None) -> None:
         """Add generated pictures in [0, 1].
@@ -193,6 +191,14 @@ class FeatureMetrics:
         self._count = 0
         self._drawn = Drawn(needs, GROUPS if self.draws else 1)
         self._pending: list[tuple[Tensor, Tensor]] = []
+
+
+def _first(values: Tensor | None, count: int) -> Any:
+    return None if values is None else values[:count].cpu()
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return None if parts[0] is None else torch.cat(list(parts))
 
 
 class SeveralFeatures:

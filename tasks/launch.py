@@ -57,6 +57,7 @@ def launch(argv: list[str]) -> int:
         if sweeping:
             overrides = [*named_sweep(overrides), *overrides]
         lines = combinations(overrides)
+        words = for_all_jobs(overrides) if sweeping else overrides
         if not sweeping and len(lines) > 1:
             raise UserError("several values for one key make a sweep; add -m, or write a list as key=[a,b]")
         composed = [compose(combination) for combination in lines]
@@ -66,7 +67,7 @@ def launch(argv: list[str]) -> int:
             if not sweeping and "LOCAL_RANK" not in os.environ:  # a further process of a job has the job's words
                 check_single(overrides)
         flags = [word for word in argv if word not in overrides]
-        _run_hydra([*flags, *for_all_jobs(overrides)] if sweeping else argv, sweeping)
+        _run_hydra([*flags, *words] if sweeping else argv, sweeping)
     except UserError as error:
         return _say(error)
     except HydraException as error:  # of a sweep alone: Hydra ends a single run itself
@@ -154,7 +155,11 @@ def for_all_jobs(overrides: list[str]) -> list[str]:
         return overrides
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        known = set(flat_keys(hydra.compose("config", overrides=[w for w in fixed if is_group(w.split("=")[0])])))
+        try:
+            shared = hydra.compose("config", overrides=[word for word in fixed if is_group(word.split("=")[0])])
+        except (HydraException, OmegaConfBaseException):
+            return overrides  # the jobs will not compose either, and tell why
+    known = set(flat_keys(shared))
     words = []
     for word in overrides:
         key, _, value = word.partition("=")

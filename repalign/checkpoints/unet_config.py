@@ -25,7 +25,8 @@ def unet_config(network: nn.Module) -> dict[str, Any]:
         )
     grid = network.tap_specs["mid"].grid
     assert grid is not None
-    down, middle = list(network.down), network.middle[0].attention
+    down: list[Any] = list(network.down)
+    middle: Any = network.middle[0].attention
     transformer = isinstance(middle, SpatialTransformer)
     unequal = {
         "scale_shift": down[0].residual.scale_shift,

@@ -204,10 +204,10 @@ def check_taps(cfg: DictConfig) -> None:
     narrow = cfg.backbone.copy()
     if "groups" in narrow:
         narrow.groups = 1  # of a U-Net's norms: they divide every width
-    heads = narrow.get("heads") or (narrow.depth if "heads" in narrow else None)
-    if "dim" in narrow:
-        # A multiple of 4, and of 3 where sizes are embedded.
-        narrow.dim = 12 * heads if heads else narrow.get("head_dim", narrow.dim)
+    if narrow.get("head_dim"):
+        narrow.dim = narrow.head_dim
+    elif "heads" in narrow and "dim" in narrow:
+        narrow.dim = 12 * (narrow.heads or narrow.depth)  # a multiple of 4, and of 3 where sizes are embedded
     with open_dict(narrow):
         narrow.pop("token_io", None)  # taps have the same names whatever the streams are
     side = 4 * narrow.patch if "patch" in narrow else 64

@@ -88,7 +88,9 @@ class LatentDiffusionLoss(nn.Module):
     ) -> Step:
         """One pass of the backbone; with ``only_taps`` there is no prediction and no loss."""
         if isinstance(x_0, Streams):
-            raise UserError("objective: latent diffusion has one stream; set objective=denoising for several")
+            raise UserError(
+                "objective and streams do not go together: latent diffusion has one stream; set objective=denoising for several"
+            )
         step = self.denoising(backbone, x_0, cond, draw, taps=taps, only_taps=only_taps)
         pred, sample = step.output.pred, step.sample
         if pred is None:

@@ -158,5 +158,5 @@ def test_what_does_not_fit_says_so():
         tiny(**KINDS["text"])(x, t, Cond(label=cond.label))
     with pytest.raises(UserError, match="expected a map of 3 x 8 x 8 beside the state, found none"):
         tiny(**KINDS["hybrid"])(x, t, Cond(text=cond.text))
-    with pytest.raises(UserError, match="unknown tap 'middle'"):
+    with pytest.raises(UserError, match="unknown tap of this backbone 'middle'"):
         tiny(heads=2)(x, t, cond, taps=("middle",))

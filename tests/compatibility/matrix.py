@@ -20,6 +20,7 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from repalign.conditioners.derive import derived
 from repalign.errors import UserError
 from tasks.build import assemble
 from tasks.check import check_composition
@@ -27,19 +28,26 @@ from tasks.instantiate import build
 from tasks.launch import CONF, choices, compose
 
 GROUPS = ("backbone", "token_io", "objective", "aligner")
-KEYS = {"aligner": "aligners"}  # of a group whose files are packaged elsewhere
+KEYS = {"aligner": "aligners", "text_encoder": "text_encoders"}  # of a group whose files are packaged elsewhere
+# Which stand-in debug=tiny takes for a choice.
+STAND_INS = {"UNet": "narrow=unet", "text_encoder": "text_twin=tiny"}
 BASE = {"token_io": "patch", "objective": "denoising", "aligner": "none"}  # the backbone: the first architecture
 SAMPLES = 3  # a number that no other size has, so that nothing broadcasts by chance
+CAPTIONS = ["a cat", "a red apple", "two dogs"]
 
 # What a choice needs of other groups. Later groups of GROUPS win, and the two choices of a cell win over all of it.
 STREAM_OF_FEATURES = {"streams": "pca_features"}
 DISCRETE = {"path": "ddpm", "time_sampler": "uniform_steps", "clock": "steps"}
 BRINGS: Mapping[tuple[str, str], Mapping[str, str]] = {
+    ("backbone", "CrossDiT"): {"conditioner": "text", "text_encoder": "tiny"},
     ("backbone", "DeepFlow"): {"objective": "deepflow"},
+    ("backbone", "MMDiT"): {"conditioner": "text_pooled", "text_encoder": "tiny"},
+    ("backbone", "UNet"): {"conditioner": "label_token"},
     ("token_io", "patch_and_class"): {"streams": "class_token"},
     ("token_io", "channels"): STREAM_OF_FEATURES,
     ("token_io", "separate"): STREAM_OF_FEATURES,
     ("objective", "deepflow"): {"backbone": "DeepFlow", "time_sampler": "ladder"},
+    ("objective", "latent_diffusion"): {**DISCRETE, "path": "ldm", "parametrization": "noise"},
     ("objective", "learned_variance"): {**DISCRETE, "parametrization": "noise"},
     ("objective", "sit_likelihood"): {"path": "gvp", "parametrization": "noise"},
     ("objective", "sit_score"): {"parametrization": "score"},
@@ -80,7 +88,12 @@ class Result:
 @cache
 def node(group: str, choice: str) -> Any:
     """The node that a choice makes, in debug=tiny; interpolations stay."""
-    cfg = compose([f"{group}={choice}", "debug=tiny", "method=generative"])
+    words = [f"{group}={choice}", "debug=tiny", "method=generative"]
+    if group == "backbone" and choice.startswith("unet"):
+        words.append(STAND_INS["UNet"])
+    elif group in STAND_INS:
+        words.append(STAND_INS[group])
+    cfg = compose(words)
     return copy.deepcopy(cfg._get_node(KEYS.get(group, group)))
 
 
@@ -95,13 +108,17 @@ def architectures() -> dict[str, tuple[str, ...]]:
     """Class of backbone -> its choices, the one with the fewest blocks first: sizes of one class are one row."""
     found: dict[str, list[tuple[int, int, str]]] = {}
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONF / "backbone").glob("*.yaml")}
-    for name, file in files.items():
-        parents = [files[parent] for parent in file.get("defaults", []) if parent != "_self_"]
-        whole = {key: value for part in (*parents, file) for key, value in part.items()}
+
+    def whole_of(name: str) -> dict[str, Any]:
+        parents = [whole_of(parent) for parent in files[name].get("defaults", []) if parent != "_self_"]
+        return {key: value for part in (*parents, files[name]) for key, value in part.items()}
+
+    for name in files:
+        whole = whole_of(name)
         if "???" in whole.values():
             continue  # the part that sizes share
         depth = whole["depth"]
-        size = (sum(depth) if isinstance(depth, list) else depth, whole["dim"], name)
+        size = (sum(depth) if isinstance(depth, list) else depth, whole["dim"] or 64 * depth, name)
         found.setdefault(whole["_target_"].rpartition(".")[2], []).append(size)
     return {kind: tuple(name for *_, name in sorted(sizes)) for kind, sizes in sorted(found.items())}
 
@@ -150,23 +167,23 @@ def configuration(chosen: Mapping[str, str]) -> DictConfig:
 
 @cache
 def taps(architecture: str) -> tuple[str, str, str]:
-    """An early and a late hidden state on the finest grid, and the one on the coarsest (U-REPA's)."""
-    backbone = build(node("backbone", architectures()[architecture][0]), "backbone")(
-        latent_shape=(4, 8, 8), num_classes=1
-    )
-    area = {name: spec.grid[0] * spec.grid[1] for name, spec in backbone.tap_specs.items()}
-    fine = [name for name, size in area.items() if size == max(area.values())]
+    """An early and a late hidden state on the grid of 2 x 2 patches, and the one on the coarsest (U-REPA's)."""
+    make = build(node("backbone", architectures()[architecture][0]), "backbone")
+    backbone = derived(make, latent_shape=(4, 8, 8), num_classes=1, context_dim=24, pooled_dim=16)
+    area = {name: spec.grid[0] * spec.grid[1] for name, spec in backbone.tap_specs.items() if spec.grid}
+    fine = [name for name, size in area.items() if size == 16]
     coarse = [name for name, size in area.items() if size == min(area.values())]
     return fine[0], fine[-1], coarse[-1]
 
 
-def batch(cfg: DictConfig) -> dict[str, torch.Tensor]:
-    """Random pictures with labels."""
+def batch(cfg: DictConfig) -> dict[str, Any]:
+    """Random pictures with labels and captions."""
     generator = torch.Generator().manual_seed(0)
     size = (SAMPLES, 3, cfg.data.image_size, cfg.data.image_size)
     return {
         "image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8),
         "label": torch.arange(SAMPLES),
+        "caption": CAPTIONS,
         "serial": torch.arange(SAMPLES),
     }
 

@@ -11,10 +11,11 @@ from repalign.errors import UserError
 from repalign.guidance.cfg import ClassifierFreeGuidance
 from repalign.random import SampleRandom
 from repalign.samplers.similarity import write_similarity
+from repalign.training.generate import asked_by
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.launch import choices, compose
-from tests.compatibility.matrix import SAMPLES, combination, configuration, options
+from tests.compatibility.matrix import CAPTIONS, SAMPLES, combination, configuration, options
 
 pytestmark = pytest.mark.xdist_group("samplers")
 
@@ -53,7 +54,8 @@ def draw(architecture: str, name: str, tmp_path) -> torch.Tensor:
     own = module(architecture)
     own.sampler = sampler(name, tmp_path)
     own.guidance = ClassifierFreeGuidance(2.0, (0.0, 0.7), open_interval=True)
-    return own.generator(ema=False)(torch.arange(SAMPLES), SampleRandom(0, range(SAMPLES)))
+    wanted = CAPTIONS if asked_by(own.conditioner) == "caption" else torch.arange(SAMPLES)
+    return own.generator(ema=False)(wanted, SampleRandom(0, range(SAMPLES)))
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in SHARING])

@@ -50,8 +50,8 @@ def test_the_contract(module_of):
         module_of("u_repa_ldm_f8", "method=ldm", "aligner=none", *words.split())
     with pytest.raises(UserError, match="LDM: predicts noise, data or v"):
         module_of("ldm_f8", "parametrization=velocity")
-    with pytest.raises(UserError, match="gives tokens, which this backbone does not read"):
-        module_of("sit_s", "conditioner=text")
+    with pytest.raises(UserError, match="DiT reads no text, which conditioner=LabelTokenConditioner gives"):
+        module_of("sit_s", "conditioner=label_token")
     with pytest.raises(UserError, match=r"data.keep_images: false, but LowResolutionConditioner reads pictures"):
         module_of("ldm_superres", "data.keep_images=false")
 
@@ -61,10 +61,11 @@ def test_pictures_are_drawn_under_the_conditions_of_the_data(recipe, module_of):
     module = module_of(recipe).module.eval()
     for parameter in module.ema.module.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    labels = torch.tensor([0, 1, 2])
-    whole = module.generator()(labels, SampleRandom(0, range(3)))
+    # By caption where nothing but captions is read, by class otherwise.
+    wanted = ["a cat", "two dogs", ""] if recipe == "ldm_text" else torch.tensor([0, 1, 2])
+    whole = module.generator()(wanted, SampleRandom(0, range(3)))
     assert whole.shape == (3, 3, 32, 32) and torch.isfinite(whole).all()
-    alone = module.generator()(labels[1:2], SampleRandom(0, [1]))
+    alone = module.generator()(wanted[1:2], SampleRandom(0, [1]))
     torch.testing.assert_close(alone, whole[1:2], rtol=1e-3, atol=1e-3)
 
 

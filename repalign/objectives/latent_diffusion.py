@@ -89,8 +89,8 @@ class LatentDiffusionLoss(nn.Module):
         """One pass of the backbone; with ``only_taps`` there is no prediction and no loss."""
         if isinstance(x_0, Streams):
             raise UserError(
-                "objective and streams do not go together: latent diffusion has one stream; set objective=denoising for "
-                "several"
+                "objective and streams do not go together: latent diffusion has one stream; set objective=denoising "
+                "for several"
             )
         step = self.denoising(backbone, x_0, cond, draw, taps=taps, only_taps=only_taps)
         pred, sample = step.output.pred, step.sample

@@ -150,7 +150,7 @@ def for_all_jobs(overrides: list[str]) -> list[str]:
         UserError: when such a key is to be deleted, which Hydra cannot leave to the jobs.
     """
     parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override()]
     if not any(o.key_or_group == "experiment" and o.is_sweep_override() for o in parsed):
         return overrides
     GlobalHydra.instance().clear()

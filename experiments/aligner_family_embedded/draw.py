@@ -132,7 +132,7 @@ def shown(values: list[float], digits: int) -> str:
 def curves(scores: dict) -> None:
     """fd_lite0 against the step, and its difference to `none` at the same seed and step."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    none = scores["none"]["fd_lite0"]
+    none, steps = scores["none"]["fd_lite0"], [0]
     for method, name in NAMES.items():
         if method not in scores:
             continue

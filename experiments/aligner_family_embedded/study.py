@@ -40,7 +40,7 @@ METRICS = ("fd_lite0", "kid_lite0", "is_lite0")
 STEPS, EVERY, PICTURES = 300, 100, 320
 RUNS = Path(os.environ.get("REPALIGN_RUNS", "runs")) / "aligner_family_embedded"
 PCA_FILE = RUNS / "components.safetensors"
-COST = (8, 24, 3)  # steps of the short and of the long training whose difference is the cost, and rounds
+COST = (8, 40, 3)  # steps of the short and of the long training whose difference is the cost, and rounds
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from tests.compatibility.matrix import CAPTIONS, SAMPLES, combination, configura
 pytestmark = pytest.mark.xdist_group("samplers")
 
 STEPS = 4
-DISCRETE = ("ddpm", "ddim")  # walk the steps of the discrete path
+DISCRETE = ("ddpm", "ddpm_fixed", "ddim", "ldm_ddim", "plms", "dpm_solver")  # walk the steps of the discrete path
 SAMPLERS = tuple(name for name in choices("sampler") if name not in DISCRETE)
 SHARING = tuple(name for name in SAMPLERS if "shared" in name)
 

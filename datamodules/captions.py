@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
 from datamodules.cache import short
 from datamodules.encoded import NO_CLASS
 from datamodules.source import PictureSource
+from datamodules.texts import LazyTexts
 from repalign.errors import UserError
 from repalign.random import SampleRandom
 
@@ -110,7 +111,7 @@ class AllCaptions:
         raise NotImplementedError("captions alone")
 
 
-class _Flat(Sequence[str]):
+class _Flat(LazyTexts):
     """The texts of :class:`AllCaptions`, read when they are asked for."""
 
     def __init__(self, source: CaptionedSource, starts: np.ndarray, total: int) -> None:
@@ -119,20 +120,13 @@ class _Flat(Sequence[str]):
     def __len__(self) -> int:
         return self._total
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def text(self, index: int) -> str:
+        """One of them."""
         picture = int(np.searchsorted(self._starts, index, side="right")) - 1
         return _joined(self._source.caption_sets(picture))[index - int(self._starts[picture])]
 
 
-class FirstCaptions(Sequence[str]):
+class FirstCaptions(LazyTexts):
     """One caption per picture, the first: for previews and for stores of latents."""
 
     def __init__(self, source: CaptionedSource) -> None:
@@ -141,16 +135,9 @@ class FirstCaptions(Sequence[str]):
     def __len__(self) -> int:
         return len(self._source)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return _joined(self._source.caption_sets(int(index)))[0]
+    def text(self, index: int) -> str:
+        """One of them."""
+        return _joined(self._source.caption_sets(index))[0]
 
 
 def texts_in(value: object, what: str) -> list[str]:

@@ -1,10 +1,31 @@
-"""Texts of any length as the rows of an array: what a store keeps captions in."""
+"""Texts of any length: as the rows of an array, which a store keeps captions in, and read when they are asked for."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
+
+
+class LazyTexts(Sequence[str], ABC):
+    """Texts that are read when they are asked for, one by one."""
+
+    @abstractmethod
+    def text(self, index: int) -> str:
+        """One of them, 0 <= index < len."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # what ends a loop over a sequence
+        return self.text(int(index))
 
 
 def pack(texts: Sequence[str]) -> np.ndarray:

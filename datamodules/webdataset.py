@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from datamodules.encoded import (
 )
 from datamodules.progress import first_rank
 from datamodules.tar_index import PICTURES, TarIndex, index_of, read_at
+from datamodules.texts import LazyTexts
 from repalign.errors import UserError
 
 
@@ -92,7 +93,7 @@ class TarPictures(EncodedPictures):
         return bool(held.all())
 
 
-class TarTexts(Sequence[str]):
+class TarTexts(LazyTexts):
     """Captions, read from their shards when they are asked for.
 
     Args:
@@ -107,15 +108,8 @@ class TarTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._index.text)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # what ends a loop over a sequence
+    def text(self, index: int) -> str:
+        """One of them."""
         content = read_at(self._shards[self._index.shard[index]], *self._index.text[index].tolist())
         text = json.loads(content)["caption"] if self._index.is_json[index] else content.decode(errors="replace")
         return text.strip()

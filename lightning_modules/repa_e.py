@@ -77,6 +77,10 @@ class REPAE(DiffusionModule, Joint):
             f"needs an autoencoder to train, found {type(self.autoencoder).__name__}; set autoencoder=sd_vae_mse",
         )
         self.require(not self.streams, "diffuses the latent alone; set streams=none")
+        beside = {"conditioner": self.conditioner, "objective": self.objective}
+        for name, part in beside.items():
+            own = isinstance(part, nn.Module) and any(weight.requires_grad for weight in part.parameters())
+            self.require(not own, f"has no phase that trains the weights of its {name}; set another {name}=...")
         scheduled = [name for name, aligner in self.aligners.items() if callable(aligner.weight)]
         self.require(not scheduled, f"weighs its aligners by numbers; '{''.join(scheduled[:1])}' follows a schedule")
         encoded = [a for a in self.aligners.values() if isinstance(a.target, EncoderTarget)]

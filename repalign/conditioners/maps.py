@@ -107,8 +107,8 @@ class InpaintingConditioner(_Map):
         if "mask" in batch:
             return batch["mask"].float()
         images = batch["image"]
-        draws = SampleRandom(self.seed, [int(serial) for serial in batch["serial"]], images.device)
-        return self.masks(draws, *images.shape[2:])
+        draws = SampleRandom(self.seed, batch["serial"].tolist())  # on the CPU, where the numbers are: nothing waits
+        return self.masks(draws, *images.shape[2:]).to(images.device)
 
 
 def random_boxes(random: Randomness, height: int, width: int) -> Float[Tensor, "b 1 h w"]:
@@ -122,11 +122,11 @@ def random_boxes(random: Randomness, height: int, width: int) -> Float[Tensor, "
     for box in range(2):
         inside = []
         for axis, places in (("y", rows), ("x", columns)):
-            side = (0.15 + 0.35 * random.uniform(f"mask/{box}/side_{axis}")).cpu()
-            begin = (1 - side) * random.uniform(f"mask/{box}/{axis}").cpu()
+            side = 0.15 + 0.35 * random.uniform(f"mask/{box}/side_{axis}")
+            begin = (1 - side) * random.uniform(f"mask/{box}/{axis}")
             inside.append((places >= begin[:, None]) & (places < (begin + side)[:, None]))
         mask = torch.maximum(mask, (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float())
-    return mask.to(random.uniform("mask/0/x").device)
+    return mask
 
 
 def resized_mask(mask: Float[Tensor, "b 1 h w"], size: tuple[int, int]) -> Float[Tensor, "b 1 i j"]:

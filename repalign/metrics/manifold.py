@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +16,7 @@ from repalign.metrics.reference import Reference
 ROWS = 1000  # of a matrix of distances at once, so that memory does not grow with the square
 
 
-class _Balls:
+class _Balls(ABC):
     """Scores of two sets of rows.
 
     A ball around a row reaches to its k-th nearest other row of the same set. Distances are Euclidean, in float64.
@@ -49,9 +50,9 @@ class _Balls:
             )
         return self.score(real, made), None
 
+    @abstractmethod
     def score(self, real: Float[Tensor, "n d"], made: Float[Tensor, "m d"]) -> float:
         """Of float64 rows."""
-        raise NotImplementedError
 
     def radii(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Squared distance of every row to its k-th nearest other row; a row itself is its first."""

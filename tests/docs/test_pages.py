@@ -100,5 +100,13 @@ def test_command_lines_of_the_pages_compose(line):
         compose(overrides)
 
 
+def test_families_of_checkpoints_in_the_pages_exist():
+    from tasks.convert import AUTOENCODERS, FAMILIES
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"task\.family=(\w+)", page.read_text(encoding="utf-8"))}
+    assert named and named <= {*FAMILIES, *AUTOENCODERS, "lora"}
+
+
 def test_command_lines_are_found():
     assert len(commands()) > 10

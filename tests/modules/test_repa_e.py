@@ -134,6 +134,10 @@ def test_contract():
         assemble(compose([*RECIPE, "~method.phases.discriminator"]))
     with pytest.raises(UserError, match="data.cache_latents: REPAE trains the autoencoder"):
         assemble(compose([*RECIPE, "data.cache_latents=true"]))
+    chain = "path=ldm parametrization=noise time_sampler=uniform_steps clock=steps sampler=ddpm"
+    with pytest.raises(UserError, match="no phase that trains the weights of its objective; set another objective="):
+        words = ["objective=latent_diffusion", "objective.learn_log_variance=true"]
+        assemble(compose([*RECIPE, *words, *chain.split()]))
     with pytest.raises(UserError, match="Did you mean 'backbone'"):
         assemble(compose([*RECIPE, "method.phases.denoiser.trains=[backbon]"]))
 

@@ -161,6 +161,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: when the file is torn or foreign.
     """
+    require_whole(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -94,9 +94,8 @@ class RunCheckpoint(Checkpoint):
     Args:
         every: steps between checkpoints.
         keep: how many of the newest stay; -1 keeps all. With 2, one damaged file costs no more than ``every`` steps.
-        on_failure: what follows when a file cannot be written (disk full, read-only): ``go_on`` says so in a line and tries
-            again at the next step that is due, ``stop`` ends the run. After the last step both end it.
-
+        on_failure: what follows when a file cannot be written (disk full, read-only): ``go_on`` says so in a line and
+            tries again at the next step that is due, ``stop`` ends the run. After the last step both end it.
         background: write while the training goes on, from a copy of the state in the memory of the host.
 
     Raises:

@@ -44,7 +44,7 @@ def seal_of(path: Path) -> Path:
 def write_sealed(path: Path, write: Callable[[Any], Any]) -> None:
     """Call ``write(file)`` on a file beside ``path``, flush it to the disk, leave its SHA-256, and only then rename it.
 
-    A kill at any moment leaves the file that was there before, or the new one. After an error nothing half-written stays.
+    A kill at any moment leaves the file that was there before, or the new one. An error leaves nothing half-written.
 
     Raises:
         OSError: when the disk is full, read-only or broken; the file that was there before is untouched.

@@ -153,7 +153,8 @@ def newest_whole(run_dir: Path) -> Path | None:
             return checkpoint
     if found:
         raise UserError(
-            f"resume: all {len(found)} checkpoints in '{found[0].parent}' are damaged; restore one, or remove them to begin anew"
+            f"resume: all {len(found)} checkpoints in '{found[0].parent}' are damaged; restore one, or remove them to "
+            "begin anew"
         )
     return None
 

@@ -22,6 +22,7 @@ import torch
 import callbacks.evaluate
 import callbacks.reconstruction_grid
 import callbacks.sample_grid
+import repalign.encoders.vit  # noqa: F401  (imports timm once, for all children)
 from callbacks.checkpoint import checkpoints_in
 from callbacks.journal import Journal
 from tasks.launch import compose

@@ -51,6 +51,8 @@ def run(cfg: DictConfig) -> None:
             lines = score_lines(metrics, metrics.compute(), notes["settings"] or {}, notes.pop("step"))
             result = {**summary(metrics, lines), "seconds": round(time.perf_counter() - began, 1), **notes}
             _write(result, lines, target)
+            for line in without_interval(metrics, lines):
+                print(line, flush=True)
 
 
 def _score_given(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path, dict[str, Any]]:
@@ -181,6 +183,16 @@ def summary(metrics: Metrics, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "commit": commit_of(Path(__file__).parent),
         "hardware": hardware(),
     }
+
+
+def without_interval(metrics: Metrics, lines: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each score that was to have an interval and has none."""
+    asked = {name for space in spaces_of(metrics).values() if space.draws for name in space.scores}
+    return [
+        f"{line['name']}: no interval, half of {metrics.count} pictures are too few for this score"
+        for line in lines
+        if line["name"] in asked and line["ci95"] is None
+    ]
 
 
 def _write(result: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> None:

@@ -164,7 +164,7 @@ class FeatureMetrics:
         """Every score by name.
 
         Where it is a mean over parts, ``<name>_std`` is the deviation between them; with ``draws``, ``<name>_ci95`` is
-        half the width of its 95 % interval.
+        half the width of its 95 % interval, left out where half of the pictures are too few for the score.
 
         Raises:
             UserError: when a score needs a reference and none was given, or more pictures.
@@ -177,13 +177,16 @@ class FeatureMetrics:
             values[name], spread = score(self._drawn, self.reference)  # type: ignore[arg-type]  # checked above
             if spread is not None:
                 values[f"{name}_std"] = spread
-            if self.draws:
-                values[f"{name}_ci95"] = half_width(
-                    lambda part, score=score: score(part, self.reference)[0],  # type: ignore[arg-type]
-                    self._drawn,
-                    self.draws,
-                )
+            if self.draws and (interval := self._interval(score)) is not None:
+                values[f"{name}_ci95"] = interval
         return values
+
+    def _interval(self, score: Score) -> float | None:
+        """None where the score of all pictures can be taken and that of a half of them cannot."""
+        try:
+            return half_width(lambda part: score(part, self.reference)[0], self._drawn, self.draws)  # type: ignore[arg-type]
+        except UserError:
+            return None
 
     def reset(self) -> None:
         """Forget the generated pictures; the reference stays."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ class FeatureMetrics:
         if file.exists():
             reference = Reference.load(file)
         else:
-            reference = Reference.measure(self._features, batches(), identity)
+            reference = Reference.measure(self._features, _portions(batches(), self.chunk), identity)
             reference.save(file)
         self.set_reference(reference if moments is None else replace(moments, features=reference.features))
         return reference
@@ -194,6 +194,18 @@ class FeatureMetrics:
         self._count = 0
         self._drawn = Drawn(needs, GROUPS if self.draws else 1)
         self._pending: list[tuple[Tensor, Tensor]] = []
+
+
+def _portions(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same pictures cut anew: full portions, then what is left."""
+    waiting = torch.empty(0)
+    for batch in batches:
+        waiting = torch.cat([waiting, batch]) if len(waiting) else batch
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
 
 
 def _first(values: Tensor | None, count: int) -> Any:

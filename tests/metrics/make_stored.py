@@ -2,7 +2,7 @@
 
     python -m tests.metrics.make_stored
 
-Needs prdc 0.2, whose last release is of 2020 and which is no dependency of the project, and SciPy and scikit-learn. Takes
+Needs SciPy, scikit-learn and prdc 0.2, whose last release is of 2020 and which is no dependency of the project. Takes
 nothing from ``repalign``. The features follow from raw 64-bit words of NumPy's Philox, which do not change between
 releases: the sum of four uniform numbers each, columns of falling scale.
 """

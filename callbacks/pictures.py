@@ -28,7 +28,7 @@ Generator = Callable[[Any, Randomness], Tensor]  # labels or captions [B], rando
 
 @torch.no_grad()
 def generate(
-    generator: Generator,
+    generator: Callable[[Any, Randomness], Any],
     wanted: Wanted,
     seed: int,
     batch_size: int,
@@ -54,7 +54,7 @@ def generate(
         yield generator(on_device(wanted[part], device), SampleRandom(seed, serials[part], torch.device(device)))
 
 
-def stages(generator: Generator) -> tuple[Generator, Callable[[Any], Tensor]]:
+def stages(generator: Generator) -> tuple[Callable[[Any, Randomness], Any], Callable[[Any], Tensor]]:
     """The two halves of drawing: what the sampler gives, and the pictures of it. A plain function is all first half."""
     if isinstance(generator, ImageGenerator):
         return generator.latents, generator.decode

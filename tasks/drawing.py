@@ -96,7 +96,7 @@ class Drawing:
                     first += self.batch_size
                     parts.append(behind.run(pictures_of_latents, latents))
                     if take is not None:
-                        behind.run(lambda serials, part: take(serials, part.result()), serials, parts[-1])
+                        behind.run(_hand_over, take, serials, parts[-1])
                     advance(len(serials))
                 fresh.update(rows)
                 drawn = torch.cat([part.result() for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
@@ -140,6 +140,10 @@ class Drawing:
                 for start in range(0, len(rows), self.batch_size):
                     part = torch.from_numpy(np.array(pixels[start : start + self.batch_size])).permute(0, 3, 1, 2)
                     yield torch.arange(rows.start + start, rows.start + start + len(part)), part
+
+
+def _hand_over(take: Take, serials: Tensor, pictures: Future[Tensor]) -> None:
+    take(serials, pictures.result())
 
 
 class _Behind:

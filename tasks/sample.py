@@ -61,8 +61,8 @@ def run(cfg: DictConfig) -> None:
     with process_group() as share:
         if share.parts > 1 and (task.keep is None or task.parts > 1):
             raise UserError(
-                "task.keep, task.parts: the processes that torchrun started meet in the folder of drawn pictures and share "
-                "them there; name a folder by task.keep and leave task.part and task.parts alone"
+                "task.keep, task.parts: the processes that torchrun started share the work by the folder of drawn "
+                "pictures; name a folder by task.keep and leave task.part and task.parts alone"
             )
         assembly, generator, checkpoint = restored(cfg)
         wanted, told = wanted_labels(cfg, assembly), settings(cfg, checkpoint)

@@ -44,7 +44,7 @@ from tasks.drawing import Drawing  # noqa: E402
 
 REAL, MADE = 300, 251  # pictures; the second is a prime
 DRAWN = 2000  # pictures that are drawn and killed
-ROUNDS = 3
+ROUNDS = 2
 
 lines: list[str] = []
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
+from tasks.check_scores import check_scores
 from tasks.instantiate import build, check_targets, objects
 from tasks.signatures import arguments_of
 
@@ -83,6 +84,7 @@ def check_composition(cfg: DictConfig) -> None:
                 )
     check_root(cfg)
     check_start(cfg)
+    check_scores(cfg)
     check_token_io(cfg)
     check_taps(cfg)
 

@@ -68,8 +68,11 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """Scores, without the deviations and intervals that accompany them."""
-        found = {n.removeprefix("metric/"): s for n, s in self.series.items() if n.startswith("metric/")}
+        """Scores of the training, and those that task=evaluate alone has; without deviations and intervals."""
+        found: dict[str, Series] = {}
+        for kind in ("metric/", "evaluation/"):
+            own = {n.removeprefix(kind): s for n, s in self.series.items() if n.startswith(kind)}
+            found |= {name: series for name, series in own.items() if name not in found}
         return {name: series for name, series in found.items() if not name.endswith(("_std", "_ci95"))}
 
     def spread(self, metric: str) -> Series | None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from tasks.report_data import RunFolder, higher_is_better
 from tasks.report_plots import COLOURS, STYLE
+from tasks.report_scores import protocol_notes
 from tasks.report_sweep import Variant, band, summary, variants_of
 
 _MOST_METRICS = 3  # rows of the picture
@@ -26,7 +27,8 @@ def write_files(runs: Sequence[RunFolder], folder: Path) -> list[Path]:
     written = [folder / "sweep.csv", folder / "sweep.md"]
     with open(written[0], "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows_of(variants, metrics, folder))
-    written[1].write_text(table_of(variants, metrics), encoding="utf-8")
+    notes = "".join(f"\nWarning: {note}.\n" for note in protocol_notes(runs))
+    written[1].write_text(table_of(variants, metrics) + notes, encoding="utf-8")
     if metrics:
         written.append(folder / "sweep.png")
         with matplotlib.rc_context(STYLE):

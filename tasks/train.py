@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +20,7 @@ from repalign.errors import UserError
 from repalign.seals import require_whole
 from tasks.build import assemble
 from tasks.instantiate import build
+from tasks.loggers import end, loggers_of
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
 from tasks.start import start_from
@@ -67,7 +67,7 @@ def attempt(cfg: DictConfig) -> None:
         print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
-    loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
+    loggers = loggers_of(cfg)
     by_hand: dict[str, Any] = {}
     if not assembly.module.automatic_optimization:
         by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
@@ -94,9 +94,7 @@ def attempt(cfg: DictConfig) -> None:
     try:
         trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
     finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next job of a sweep in this process would write into this run
+        end(loggers)
 
 
 @rank_zero_only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.metrics.features import Features
-from repalign.metrics.moments import Moments
+from repalign.metrics.moments import Moments, root_of
 from repalign.random import SampleRandom
 
 
@@ -42,6 +42,7 @@ class Reference:
     fingerprint: str
     spatial_mean: Float[Tensor, " s"] | None = None
     spatial_covariance: Float[Tensor, "s s"] | None = None
+    _roots: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def holds(self) -> frozenset[str]:
@@ -55,6 +56,12 @@ class Reference:
             return self.mean, self.covariance
         assert self.spatial_mean is not None and self.spatial_covariance is not None, "asked of a reference without"
         return self.spatial_mean, self.spatial_covariance
+
+    def root(self, kind: str) -> Float[Tensor, "d d"]:
+        """Square root of the covariance, computed once: intervals ask for it again and again."""
+        if kind not in self._roots:
+            self._roots[kind] = root_of(self.moments(kind)[1])
+        return self._roots[kind]
 
     @classmethod
     def measure(

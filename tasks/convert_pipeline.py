@@ -126,7 +126,7 @@ def dit_pipeline(generator: ImageGenerator, class_names: Sequence[str]) -> Pipel
         schedule,
         {"guidance_scale": scale},
         entries={"id2label": {str(number): name for number, name in enumerate(class_names)}},
-        notes=[note + "pictures differ from ours (docs/layouts.md, pipelines)"] if spaced else [],
+        notes=[note + "pictures differ from ours (docs/text-to-image.md)"] if spaced else [],
         adapt=lambda state: {key: _padded(value) if "class_embedder" in key else value for key, value in state.items()},
     )
 

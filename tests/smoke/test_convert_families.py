@@ -34,7 +34,7 @@ CASES = [
 ]
 
 
-# Families with files of their own: tests/smoke/test_convert_unet.py, test_convert_repa_e.py and test_convert_pipeline.py.
+# Families with files of their own: test_convert_unet.py, test_convert_repa_e.py and test_convert_pipeline.py.
 ELSEWHERE = {"ldm", "unet_diffusers", "repa_e", *PIPELINES}
 
 

@@ -28,7 +28,7 @@ from repalign.samplers.heun import Heun
 from repalign.samplers.plms import PLMS
 from tasks.build import assemble, load_weights
 from tasks.convert import parts_of, run
-from tasks.convert_pipeline import PIPELINES, write_pipeline
+from tasks.convert_pipeline import DIT_PERIOD, PIPELINES, write_pipeline
 from tasks.launch import compose
 from tests.encoders.small_text import LENGTH, write_three
 
@@ -65,7 +65,7 @@ def exported(cfg):
     module = assemble(cfg).module
     generator = torch.Generator().manual_seed(0)
     flat = {
-        f"{part}/{key}": value if key == "pos_embed" else 0.1 * torch.randn(value.shape, generator=generator)
+        f"{part}/{key}": value if key == "pos_embed" else 0.2 * torch.randn(value.shape, generator=generator)
         for part, network in parts_of(module.trained).items()
         for key, value in network.state_dict().items()
     }
@@ -104,12 +104,11 @@ def noise_of(generator, batch=2):
     return torch.randn((batch, *generator.latent_shape), generator=torch.Generator().manual_seed(3))
 
 
-def equal(ours, theirs, bound=1e-4):
+def equal(ours, theirs, bound=1e-5):  # a tenth of what is promised
     difference = float((ours - torch.as_tensor(theirs)).abs().max())
     spread = float(ours.std())
     assert spread > 0.02, "a flat picture shows nothing"
     assert difference < bound, difference
-    return difference
 
 
 @pytest.mark.slow
@@ -181,7 +180,7 @@ def test_dit(steps, words, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_dit_with_the_official_frequencies_differs_a_little_and_says_so(config, tmp_path, capsys):
+def test_dit_of_the_official_frequencies_says_that_it_differs_and_differs_by_them_alone(config, tmp_path, capsys):
     cfg = config("dit_pipeline", *DIT, steps="ddim5")
     generator = exported(cfg)
     assert "pictures differ from ours" in capsys.readouterr().out
@@ -193,8 +192,10 @@ def test_dit_with_the_official_frequencies_differs_a_little_and_says_so(config, 
         num_inference_steps=5,
         guidance_scale=1.0,
     ).images
-    ours = drawn(generator, torch.tensor([0, 2]), noise_of(generator))
-    assert 1e-4 < float((ours - torch.as_tensor(theirs)).abs().max()) < 0.2
+    labels, noise = torch.tensor([0, 2]), noise_of(generator)
+    assert float((drawn(generator, labels, noise) - torch.as_tensor(theirs)).abs().max()) > 1e-4
+    unwrapped(generator.backbone).time_embed.max_period = DIT_PERIOD
+    equal(drawn(generator, labels, noise), theirs)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from repalign.checkpoints.unet_config import unet_config
 from repalign.conditioners.label import LabelConditioner
 from repalign.conditioners.text import JoinedTextConditioner, TextConditioner
 from repalign.encoders.text import TextEncoder
-from repalign.encoders.text_sd3 import CLIPTextEncoder, T5TextEncoder
+from repalign.encoders.text_sd3 import AbsentTextEncoder, CLIPTextEncoder, T5TextEncoder
 from repalign.errors import UserError
 from repalign.folders import new_folder
 from repalign.training.generate import ImageGenerator
@@ -73,7 +73,10 @@ def sd3_pipeline(generator: ImageGenerator, class_names: Sequence[str]) -> Pipel
     config = sd3_config(unwrapped(generator.backbone))
     schedule, scale = schedule_of(generator, FLOW), scale_of(generator)
     _check_autoencoder(generator, "StableDiffusion3Pipeline", shifts=True)
-    conditioner, text, call = generator.conditioner, dict.fromkeys(("", "_2", "_3")), {}
+    conditioner = generator.conditioner
+    text: dict[str, Any] = dict.fromkeys(("", "_2", "_3"))
+    call: dict[str, Any] = {}
+    zeros = False
     if isinstance(conditioner, JoinedTextConditioner):
         kinds = (CLIPTextEncoder, CLIPTextEncoder, T5TextEncoder)
         given = [conditioner.text_encoders[name] for name in conditioner.names]
@@ -81,6 +84,7 @@ def sd3_pipeline(generator: ImageGenerator, class_names: Sequence[str]) -> Pipel
             fits = zip(text, given, kinds, strict=True)
             text = {ending: part if isinstance(part, kind) else None for ending, part, kind in fits}
         call = {"max_sequence_length": given[-1].length}
+        zeros = isinstance(given[-1], AbsentTextEncoder)  # as the pipeline does without its third encoder
     return Pipeline(
         "StableDiffusion3Pipeline",
         ("SD3Transformer2DModel", "transformer", {**config, "sample_size": _side(generator)}),
@@ -89,7 +93,7 @@ def sd3_pipeline(generator: ImageGenerator, class_names: Sequence[str]) -> Pipel
         {"guidance_scale": scale, **call},
         text,
         {"image_encoder": NOTHING, "feature_extractor": NOTHING},
-        _without(text, ("prompt_embeds", "pooled_prompt_embeds")),
+        _without(text, ("prompt_embeds", "pooled_prompt_embeds"), may_miss=("_3",) if zeros else ()),
     )
 
 
@@ -246,11 +250,13 @@ def _side(generator: ImageGenerator) -> int:
     return int(generator.latent_shape[-1])
 
 
-def _without(text: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    absent = [f"{part}{ending}" for ending, encoder in text.items() if encoder is None for part in TEXT_PARTS]
-    given = [*arguments, *(f"negative_{name}" for name in arguments)]
-    load = ", ".join(f"{name}=None" for name in absent)
-    return [f"no text encoder there: load it with {load}; call it with {', '.join(given)}"] if absent else []
+def _without(text: Mapping[str, Any], arguments: Sequence[str], may_miss: Sequence[str] = ()) -> list[str]:
+    """A line on the text encoders that are left out; without some of them the pipeline reads no prompts."""
+    absent = [ending for ending, encoder in text.items() if encoder is None]
+    load = ", ".join(f"{part}{ending}=None" for ending in absent for part in TEXT_PARTS)
+    given = ", ".join([*arguments, *(f"negative_{name}" for name in arguments)])
+    call = "" if set(absent) <= set(may_miss) else f"; call it with {given}"
+    return [f"text encoders are left out: load it with {load}{call}"] if absent else []
 
 
 def _padded(table: Tensor) -> Tensor:

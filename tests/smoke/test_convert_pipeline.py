@@ -117,7 +117,10 @@ def test_sd3(words, config, tmp_path, capsys):
     cfg = config("sd3_pipeline", *words)
     generator = exported(cfg)
     absent = [f"{part}{ending}" for ending in ("", "_2", "_3") for part in ("text_encoder", "tokenizer")]
-    assert "load it with " + ", ".join(f"{name}=None" for name in absent) in capsys.readouterr().out
+    assert (
+        "text encoders are left out: load it with " + ", ".join(f"{name}=None" for name in absent)
+        in capsys.readouterr().out
+    )
     pipeline = loaded(tmp_path / "pipeline", "StableDiffusion3Pipeline", **dict.fromkeys(absent))
     captions, noise = ["a red apple", "a car"], noise_of(generator)
     cond, null = generator.conditioner({"caption": captions}), generator.conditioner.null(2, noise.device)
@@ -135,15 +138,21 @@ def test_sd3(words, config, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_sd3_with_its_text_encoders(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("t5", [True, False], ids=["three", "without-t5"])
+def test_sd3_with_its_text_encoders(t5, config, tmp_path, monkeypatch, capsys):
     write_three(tmp_path / "text")
     monkeypatch.setenv("REPALIGN_SD3_TEXT", str(tmp_path / "text"))
-    text = [f"text_encoders.{n}.length={length}" for n, length in (("clip_l", LENGTH), ("clip_g", LENGTH), ("t5", 7))]
-    cfg = config(
-        "sd3_pipeline", *SD3_EULER, "text_twin=none", "text_encoder=sd3", "text_encoders.t5.precision=float32", *text
-    )
-    generator = exported(cfg)
-    pipeline = loaded(tmp_path / "pipeline", "StableDiffusion3Pipeline")
+    lengths = {"clip_l": LENGTH, "clip_g": LENGTH, "t5": 7}
+    text = [f"text_encoders.{name}.length={length}" for name, length in lengths.items()]
+    if t5:
+        text += ["text_encoders.t5.precision=float32"]
+    else:
+        text += ["text_encoder@text_encoders.t5=absent_t5", "text_encoders.t5.width=40"]
+    generator = exported(config("sd3_pipeline", *SD3_EULER, "text_twin=none", "text_encoder=sd3", *text))
+    absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    out = capsys.readouterr().out
+    assert ("load it with text_encoder_3=None, tokenizer_3=None\n" in out) != t5 and "prompt_embeds" not in out
+    pipeline = loaded(tmp_path / "pipeline", "StableDiffusion3Pipeline", **absent)
     captions, noise = ["a red apple", "a car on the road"], noise_of(generator)
     call = {"num_inference_steps": 5, "guidance_scale": 5.0, "max_sequence_length": 7}
     readme = (tmp_path / "pipeline" / "README.md").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
-from tasks.instantiate import build, check_targets, objects
+from tasks.instantiate import build, check_targets, objects, texts
 from tasks.signatures import arguments_of
 
 # The surface of the house: a recipe that writes another top-level key has misspelt one of these.
@@ -105,7 +105,7 @@ def check_references(cfg: DictConfig) -> None:
         UserError: naming the two parts.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in _texts(plain):
+    for key, value in texts(plain):
         for group, option in re.findall(r"\$\{([a-z_]\w*)\.(\w+)", value):
             node = plain.get(group)
             if isinstance(node, dict) and "_target_" in node and option not in node:
@@ -114,18 +114,6 @@ def check_references(cfg: DictConfig) -> None:
                     f"{key} and {group} do not go together: {key} is read from '{group}.{option}', which {owner} does "
                     f"not have; choose another {group}, or another {key.split('.')[0]}"
                 )
-
-
-def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in plain containers, with its place."""
-    if isinstance(node, str):
-        yield key, node
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            yield from _texts(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _texts(value, f"{key}[{index}]")
 
 
 def check_root(cfg: DictConfig) -> None:

@@ -36,6 +36,22 @@ def arguments_of(target: str, key: str) -> list[str] | None:
     return _arguments(*found)
 
 
+def origin_of(target: str, key: str) -> tuple[str, bool]:
+    """The module whose source defines the target, and whether that is a class.
+
+    Raises:
+        UserError: when the module or the name does not exist, or is no Python source.
+    """
+    module, _, name = target.rpartition(".")
+    file = _file_of(module)
+    if file is None:
+        raise UserError(f"{key}: no module '{module}' for '{target}'")
+    found = _resolve(file, module, name) if file.suffix == ".py" else None
+    if found is None:
+        raise UserError(f"{key}: '{module}' has no '{name}'.{nearest(name, _names(file))}")
+    return found[1], isinstance(found[2], ast.ClassDef)
+
+
 @cache
 def _file_of(module: str) -> Path | None:
     """Source file of a module. Parents are looked up by path, because find_spec would import them."""
@@ -63,7 +79,7 @@ Found = tuple[Path, str, ast.ClassDef | ast.FunctionDef]
 
 def _resolve(file: Path, module: str, name: str) -> Found | None:
     """The definition behind a name, through ``from x import name``."""
-    for node in ast.walk(_tree(file)):
+    for node in _tree(file).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return file, module, node
     for node in ast.walk(_tree(file)):

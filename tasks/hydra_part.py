@@ -35,7 +35,9 @@ def check_flags(argv: Iterable[str]) -> None:
     for word in argv:
         flag = word.split("=")[0]
         if flag.startswith("-") and flag not in _FLAGS:
-            raise UserError(f"{flag}: no flag of run.py.{nearest(flag, _FLAGS)} Valid: {', '.join(dict.fromkeys(_FLAGS))}.")
+            raise UserError(
+                f"{flag}: no flag of run.py.{nearest(flag, _FLAGS)} Valid: {', '.join(dict.fromkeys(_FLAGS))}."
+            )
 
 
 def config_dir(argv: list[str]) -> Path | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -264,6 +265,10 @@ def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserEr
     if bad:
         key = bad[1].split("@")[0]
         return UserError(f"unknown key '{key}'.{_nearest_key(key, groups)} List all: python run.py --cfg job")
+    if isinstance(error, yaml.YAMLError):  # of a file: its message tells the place on further lines
+        return UserError(f"configuration file: {error}")
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):  # something that Hydra did not expect
+        return UserError(f"cannot compose {' '.join(overrides)} ({type(error).__name__}: {_first_line(error)})")
     return UserError(_first_line(error))
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from repalign.errors import UserError
+from repalign.reading import read_torch
 
 _NAME = re.compile(r"step_(\d+)\.ckpt$")
 
@@ -40,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load without running any code from the file."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_torch(path, map_location=map_location)
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from repalign.errors import UserError, nearest
@@ -52,8 +53,23 @@ def config_dir(argv: list[str]) -> Path | None:
             value = value or "".join(argv[position + 1 : position + 2])
             if not value or not Path(value).is_dir():
                 raise UserError(f"{flag}: no folder '{value}'; expected one with groups as in conf/")
-            return Path(value).resolve()
+            folder = Path(value).resolve()
+            for file in folder.rglob("*.yaml"):
+                _check_plain(file)
+            return folder
     return None
+
+
+def _check_plain(file: Path) -> None:
+    """Refuse aliases, a few lines of which stand for more than the memory holds; other faults Hydra names itself."""
+    try:
+        for event in yaml.parse(file.read_text(encoding="utf-8"), yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(
+                    f"'{file}' line {event.start_mark.line + 1}: a recipe has no aliases (*name); write it out"
+                )
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError):
+        return
 
 
 def check_hydra(node: DictConfig, overrides: Iterable[str]) -> None:

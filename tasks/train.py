@@ -18,6 +18,7 @@ from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
+from repalign.reading import read_torch
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
@@ -142,6 +143,6 @@ def _step_of(checkpoint: Path) -> int:
         UserError: when the file is torn or foreign.
     """
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+        return int(read_torch(checkpoint, mmap=True)["progress"]["step"])
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from repalign.errors import UserError
 from repalign.metrics.features import Features, to_uint8
+from repalign.reading import read_torch
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
@@ -53,7 +54,7 @@ class InceptionV3Features(nn.Module):
             )
         try:
             # torch-fidelity unpickles without restraint; a file that the restricted reader accepts runs no code there.
-            torch.load(path, map_location="cpu", weights_only=True)
+            read_torch(path)
         except Exception as error:
             raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {wanted}") from error
         self.resize = "bilinear of TensorFlow 1, to 299"

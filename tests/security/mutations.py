@@ -15,8 +15,27 @@ from tasks.signatures import arguments_of
 
 CONF = Path(__file__).parents[2] / "conf"
 RECIPES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-GROUPS = ("backbone", "encoder", "data", "optimizer", "path", "objective", "sampler", "guidance", "trainer", "callbacks")
-EVIL = ("os.system", "subprocess.Popen", "builtins.eval", "builtins.exec", "pickle.loads", "torch.load", "shutil.rmtree")
+GROUPS = (
+    "backbone",
+    "encoder",
+    "data",
+    "optimizer",
+    "path",
+    "objective",
+    "sampler",
+    "guidance",
+    "trainer",
+    "callbacks",
+)
+EVIL = (
+    "os.system",
+    "subprocess.Popen",
+    "builtins.eval",
+    "builtins.exec",
+    "pickle.loads",
+    "torch.load",
+    "shutil.rmtree",
+)
 
 
 @dataclass(frozen=True)
@@ -263,7 +282,9 @@ def recipe_type(base: Base) -> Mutant:
 
 def recipe_choice(base: Base) -> Mutant:
     group = base.chance.choice(["backbone", "sampler", "objective", "encoder"])
-    return _file(base, "recipe: choice", _overriding(base, group, "no_such"), f"{group}: unknown", "'no_such'", "Valid:")
+    return _file(
+        base, "recipe: choice", _overriding(base, group, "no_such"), f"{group}: unknown", "'no_such'", "Valid:"
+    )
 
 
 def recipe_group(base: Base) -> Mutant:
@@ -286,7 +307,9 @@ def recipe_syntax(base: Base) -> Mutant:
 
 
 def recipe_tag(base: Base) -> Mutant:
-    tag = base.chance.choice(["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os"])
+    tag = base.chance.choice(
+        ["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os"]
+    )
     return _file(base, "recipe: YAML tag", f"{base.text()}\nseed: {tag}\n", "python/")
 
 

@@ -8,7 +8,7 @@ from typing import IO
 import PIL.Image
 
 # Others are not tried: EPS starts Ghostscript, and PSD, FITS and the rest are large parsers that no data set needs.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow's decoders raise SyntaxError and ValueError too for torn files.
 DECODING = (OSError, SyntaxError, ValueError, MemoryError, PIL.Image.DecompressionBombError)
 

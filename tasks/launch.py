@@ -183,10 +183,12 @@ def combinations(overrides: Iterable[str]) -> list[list[str]]:
     Raises:
         UserError: when a word cannot be parsed.
     """
-    try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(f"command line: {_first_line(error)}") from error
+    parser, parsed = OverridesParser.create(), list[Override]()
+    for word in overrides:
+        try:
+            parsed += parser.parse_overrides([word])
+        except HydraException as error:
+            raise UserError(f"command line: '{word}': {_first_line(error)}") from error
     expanded = [_values_of(o) for o in parsed]
     lines = []
     for row in range(max([len(values) for values in expanded], default=1)):

@@ -101,6 +101,9 @@ def _names(file: Path) -> list[str]:
     return [node.name for node in _tree(file).body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
 
 
+# Bases whose own __init__ has no argument of a name.
+_TAKE_NOTHING = ("ABC", "abc.ABC", "Protocol", "Generic", "nn.Module", "object")
+
 Found = tuple[Path, str, ast.ClassDef | ast.FunctionDef]
 
 
@@ -179,6 +182,9 @@ def _inherited(file: Path, module: str, node: ast.ClassDef) -> dict[str, Argumen
     names: dict[str, Argument] = {}
     readable = False
     for base in node.bases:
+        if ast.unparse(base).split("[")[0] in _TAKE_NOTHING:
+            readable = True
+            continue
         found = _resolve(file, module, base.id) if isinstance(base, ast.Name) else None
         if found is None or found[2] is node:
             continue

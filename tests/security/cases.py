@@ -1,6 +1,7 @@
 """Hostile files and who reads them. Every case makes its files in a folder, and returns the call that reads them.
 
-A case that ends in a ``UserError`` is refused; one whose name begins with ``HARMLESS`` is read as data, and its code is not run.
+A case that ends in a ``UserError`` is refused; one whose name begins with ``HARMLESS`` is read as data, and its code is
+not run.
 """
 
 from __future__ import annotations

@@ -34,7 +34,11 @@ class Tags(HTMLParser):
         if tag in ("script", "iframe", "object", "embed", "link", "base", "meta", "form"):
             self.found.append((tag, attrs))
         for name, value in attrs:
-            if name.startswith("on") or (value or "").strip().lower().startswith(("javascript:", "http:", "//")):
+            if (
+                name.startswith("on")
+                or name in ("href", "src", "action", "style")
+                and not (value or "").startswith(("./", "#", "data:image/"))
+            ):
                 self.found.append((tag, name, value))
 
 

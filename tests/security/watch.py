@@ -1,4 +1,4 @@
-"""An audit hook that notes what a hostile file would do: start programs, run its code, reach a network, write elsewhere."""
+"""An audit hook that notes what a hostile file may not do: run, start programs, ask a network, write elsewhere."""
 
 from __future__ import annotations
 

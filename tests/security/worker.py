@@ -1,4 +1,4 @@
-"""Reads every hostile file under an audit hook; prints what happened as JSON. Run by test_files.py in a process of its own."""
+"""Reads every hostile file under an audit hook and writes what happened; test_files.py runs it in its own process."""
 
 from __future__ import annotations
 

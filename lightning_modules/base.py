@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch import Tensor, optim
 
 from lightning_modules.progress import Progress
 from repalign.errors import UserError
+from repalign.training.watch import GradientWatch, moving_buffers
 
 
 class RunModule(pl.LightningModule):
@@ -23,6 +24,7 @@ class RunModule(pl.LightningModule):
         progress: number of finished steps (rounds of all phases, where there are several).
         run_dir: set by whoever assembles the run.
         finished_terms: losses and gradient norms of the last finished step, on the device; the journal reads it.
+        watch: refuses gradients that would spoil the weights; the guard puts it there.
         trains_autoencoder: whether the method trains the autoencoder (too): its latents may not come from a store then.
     """
 
@@ -35,6 +37,7 @@ class RunModule(pl.LightningModule):
         self.run_dir = Path()
         self.terms: dict[str, Tensor] = {}  # of the step under way
         self.finished_terms: dict[str, Tensor] = {}
+        self.watch: GradientWatch | None = None
 
     def require(self, holds: bool, message: str) -> None:
         """One line of a contract: '<Method>: <what is wrong and which keys mend it>'."""
@@ -46,8 +49,19 @@ class RunModule(pl.LightningModule):
         for name, value in terms.items():
             self.terms[f"train/{name}"] = self.terms.get(f"train/{name}", 0) + share * value.detach()
 
+    def moving_buffers(self) -> list[Tensor]:
+        """Running statistics and the like, of everything that is trained."""
+        return moving_buffers(self, but=("frozen", "ema"))
+
+    def hold(self, optimizer: optim.Optimizer, norm: Tensor, name: str = "") -> None:
+        """Ask the watch, if there is one, before an optimizer steps."""
+        if self.watch is not None:
+            self.watch.hold(optimizer, norm, name)
+
     def finish_step(self) -> None:
         """Count the step and hand its terms to the journal."""
+        if self.watch is not None:
+            self.terms["train/skipped_steps"] = self.watch.settle(self.moving_buffers())
         self.after_step()
         self.progress.advance()
         self.finished_terms, self.terms = self.terms, {}
@@ -58,10 +72,14 @@ class RunModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The position in the run."""
         checkpoint["progress"] = {"step": self.progress.step}
+        if self.watch is not None:
+            checkpoint["progress"]["watch"] = self.watch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Back to the position in the run; the data stream begins there."""
         self.progress.step = checkpoint["progress"]["step"]
+        if self.watch is not None and "watch" in checkpoint["progress"]:
+            self.watch.load_state_dict(checkpoint["progress"]["watch"])
         if self._trainer is not None and self.trainer.datamodule is not None:
             self.trainer.datamodule.set_start(self.progress.step)
 

@@ -82,6 +82,8 @@ class Joint(RunModule, ABC):
         # Layers that draw for themselves (dropout) get a state that depends on the step alone, as everything else does.
         torch.manual_seed(self.seed + int(batch["serial"][0]))
         self.mark("start")
+        if self.watch is not None and any(self.progress.step == x.start for x in self.phases.values()):
+            self.watch.forget()  # a phase joins, and the losses of the others with it
         shared = self.begin(batch, SampleRandom(self.seed, batch["serial"].tolist(), self.device))
         self.mark("shared")
         self._micro += 1
@@ -113,7 +115,9 @@ class Joint(RunModule, ABC):
         optimizer = counting.optimizer
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = float("inf") if phase.clip is None else phase.clip
-        self.terms[f"train/grad_norm/{name}"] = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        self.terms[f"train/grad_norm/{name}"] = norm
+        self.hold(optimizer, norm, name)
         if place == 0:
             counting.step()
         else:

@@ -48,7 +48,9 @@ class OnePhase(RunModule):
         """Clip by the global norm and keep the norm for the journal: one pass for both."""
         limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.terms["train/grad_norm"] = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        self.terms["train/grad_norm"] = norm
+        self.hold(optimizer, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step and count; the counter is ours because Lightning's counts every optimizer."""

@@ -162,6 +162,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: when the file is torn or foreign.
     """
+    require_whole(file)
     try:
         content = read_torch(file)
     except Exception as error:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoint import checkpoints_in, step_of
 from callbacks.guard import Collapsed
 from repalign.errors import UserError
+from repalign.seals import seal_of
 
 RECORD = "roll_backs.json"
 MOST = 3  # a fourth collapse is no accident
@@ -65,6 +66,7 @@ def _set_aside(collapse: Collapsed, run_dir: Path, done: list[dict[str, Any]]) -
     for path in checkpoints_in(run_dir):
         if step_of(path) >= collapse.since:
             path.rename(path.with_suffix(".ckpt.collapsed"))
+            seal_of(path).unlink(missing_ok=True)
     assert collapse.good is not None
     entry = {"noticed": collapse.step, "since": collapse.since, "to": step_of(collapse.good), "why": str(collapse)}
     partial = run_dir / f".{RECORD}.incomplete"

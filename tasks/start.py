@@ -11,6 +11,7 @@ from lightning_modules.base import RunModule
 from lightning_modules.diffusion import DiffusionModule
 from repalign.errors import UserError
 from repalign.reading import read_torch
+from repalign.seals import require_whole
 from tasks.convert import parts_of, read_parts
 
 POSITIONS = ("pos_embed", "pos_embed_mid")
@@ -51,6 +52,7 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
 
 def _of_run(file: Path, name: str, owner: nn.Module, parts: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
     """The parts in a checkpoint of ours, by their places in ``owner``."""
+    require_whole(file)
     try:
         content = read_torch(file)["state_dict"]
     except Exception as error:  # the reader raises many kinds; to the person they are one

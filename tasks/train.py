@@ -19,6 +19,7 @@ from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from repalign.reading import read_torch
+from repalign.seals import require_whole
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
@@ -128,12 +129,35 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
             raise UserError(f"resume: 'never', but '{run_dir}' already holds checkpoints; choose another run_name")
         return None
     if resume == "auto":
-        found = checkpoints_in(run_dir)
-        return found[-1] if found else None
+        return newest_whole(run_dir)
     path = Path(resume)
     if not path.is_file():
         raise UserError(f"resume: no checkpoint '{resume}'; give 'auto', 'never' or the path of a .ckpt file")
+    require_whole(path)
     return path
+
+
+def newest_whole(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that is what was written; says in a line which ones are not.
+
+    Raises:
+        UserError: when there are some, and all are damaged: beginning anew is not for this to decide.
+    """
+    found = checkpoints_in(run_dir)
+    for checkpoint in reversed(found):
+        try:
+            require_whole(checkpoint)
+            _step_of(checkpoint)
+        except UserError as error:
+            print(f"{error}; trying the one before", flush=True)
+        else:
+            return checkpoint
+    if found:
+        raise UserError(
+            f"resume: all {len(found)} checkpoints in '{found[0].parent}' are damaged; restore one, or remove them to "
+            "begin anew"
+        )
+    return None
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -8,6 +8,7 @@ import torch
 from callbacks.checkpoint import checkpoints_in
 from callbacks.guard import Collapsed, Guard
 from lightning_modules.generative import Generative
+from lightning_modules.repa_e import REPAE
 from repalign.errors import UserError
 from tasks.launch import compose
 from tasks.train import run
@@ -47,7 +48,7 @@ def test_dead_gradients_stop_the_run_with_one_line(monkeypatch, tmp_path):
     assert "\n" not in line and caught.value.step in (16, 18)
 
 
-def test_not_finite_is_noticed_at_the_next_look_and_rolled_back(monkeypatch, tmp_path):
+def test_bad_steps_in_a_row_are_noticed_at_the_next_look_and_rolled_back(monkeypatch, tmp_path):
     spoil(monkeypatch, step=12, value=float("nan"))
     train(tmp_path, "callbacks.guard.policy=roll_back")
     run_dir = tmp_path / "sit_s" / "run"
@@ -76,3 +77,60 @@ def test_bounds_and_a_healthy_run(tmp_path):
 def test_unknown_policy():
     with pytest.raises(UserError, match="Did you mean 'stop'"):
         Guard(policy="stopp")
+    with pytest.raises(UserError, match=r"callbacks.guard.sigmas: expected more than 0"):
+        Guard(sigmas=0)
+    with pytest.raises(UserError, match=r"callbacks.guard.row: expected 1 or more, found 0"):
+        Guard(row=0)
+
+
+def spoil_alone(monkeypatch, module, steps, how):
+    """At these steps alone the loss, a gradient or the batch is spoilt."""
+    honest = module.training_step
+
+    def spoilt(self, batch, batch_idx):
+        bad = self.progress.step in steps
+        kind = how[self.progress.step % len(how)]
+        if bad and kind == "batch":
+            pictures = {k for k, v in batch.items() if torch.is_tensor(v) and (v.is_floating_point() or k == "image")}
+            batch = {k: v * float("nan") if k in pictures else v for k, v in batch.items()}
+        hook = None
+        if bad and kind == "gradient":
+            hook = next(p for p in self.trained.parameters() if p.requires_grad).register_hook(
+                lambda g: g + float("inf")
+            )
+        try:
+            loss = honest(self, batch, batch_idx)
+            return loss * float("nan") if bad and kind == "loss" and loss is not None else loss
+        finally:
+            if hook is not None:
+                self.spoilt_hook = hook  # removed after the backward pass
+
+    finished = module.finish_step
+
+    def finish(self):
+        finished(self)
+        if hook := getattr(self, "spoilt_hook", None):
+            hook.remove()
+            self.spoilt_hook = None
+        kept = {k: v for k, v in self.state_dict().items() if v.is_floating_point()}
+        assert all(v.isfinite().all() for v in kept.values()), f"step {self.progress.step}"
+
+    monkeypatch.setattr(module, "training_step", spoilt)
+    monkeypatch.setattr(module, "finish_step", finish)
+
+
+def test_nothing_that_is_not_finite_reaches_weights_or_average(monkeypatch, tmp_path, capsys):
+    steps = {n for n in range(75) if n % 3}  # fifty of them, never three in a row
+    spoil_alone(monkeypatch, Generative, steps, ("loss", "gradient", "batch", "loss", "batch"))
+    train(tmp_path, "steps=75", "callbacks.guard.every=10")
+    run_dir = tmp_path / "sit_s" / "run"
+    assert column(run_dir, "train/skipped_steps")[-1] == 50
+    assert "7 of the last 10 gradients refused" in capsys.readouterr().out
+
+
+def test_running_statistics_of_latents_stay_finite_too(monkeypatch, tmp_path):
+    spoil_alone(monkeypatch, REPAE, {2, 3, 6}, ("batch",))
+    words = ("experiment=repa_e_sit_s", "steps=9", "callbacks.checkpoint.every=5", "~callbacks.sample_grid")
+    run(compose(["debug=tiny", "run_name=run", "logger=csv", *words, f"paths.runs={tmp_path}"]))
+    last = torch.load(checkpoints_in(tmp_path / "repa_e_sit_s" / "run")[-1], weights_only=True)
+    assert float(last["progress"]["watch"]["refused"]) == 3

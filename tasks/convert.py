@@ -36,6 +36,7 @@ from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.checkpoints.unet import DiffusersUNetAdapter
 from repalign.errors import UserError, unknown_choice
 from repalign.folders import check_new
+from repalign.reading import read_torch
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
@@ -222,7 +223,7 @@ def read_official(path: Path, weights: str = "ema", sections: Collection[str] = 
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = read_torch(path)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"checkpoint: '{path}' cannot be read safely ({type(error).__name__})") from error
     held = content if isinstance(content, dict) else {}

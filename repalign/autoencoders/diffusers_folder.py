@@ -12,6 +12,7 @@ from torch import Tensor
 from repalign.autoencoders.latent_norm import HasScale
 from repalign.errors import UserError
 from repalign.folders import new_folder
+from repalign.reading import first_line
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -37,7 +38,12 @@ def check_config(path: str | Path | None, sizes: Mapping[str, Any]) -> None:
     file = Path(path or "") / CONFIG
     if path is None or not file.is_file():
         return
-    held = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"autoencoder.weights: '{file}' cannot be read as JSON ({first_line(error)})") from error
+    if not isinstance(held, dict):
+        raise UserError(f"autoencoder.weights: '{file}' holds a {type(held).__name__}, expected options by name")
     for option, entry in _OPTIONS.items():
         if held.get(entry, sizes[option]) != sizes[option]:
             raise UserError(

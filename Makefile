@@ -32,6 +32,9 @@ test-slow: setup  ## the slow ones, for a night
 golden: setup  ## our numbers against the official codes'
 	@$(PYTHON) -m tests.golden
 
+audit: setup  ## the supply chain: hashes, floors, licences, dead packages; known vulnerabilities where pip-audit is there
+	@$(PYTHON) -m tests.security.audit
+
 lint: setup  ## format, lint, types, import arrows
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -42,4 +45,4 @@ lock:  ## resolve the dependencies anew
 	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo demo-repa-e test test-slow golden lint lock
+.PHONY: help setup demo demo-repa-e test test-slow golden audit lint lock

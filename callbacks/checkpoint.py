@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from repalign.errors import UserError, unknown_choice
+from repalign.reading import read_torch
 from repalign.seals import remove_sealed, write_sealed
 
 ON_FAILURE = ("go_on", "stop")
@@ -70,7 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load without running any code from the file."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_torch(path, map_location=map_location)
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:

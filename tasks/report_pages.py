@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from datamodules.pictures import open_picture
 from tasks.report_alignment import alignment_figures
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
 from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
@@ -141,13 +143,16 @@ def _last_ema(grids: Sequence[Grid]) -> list[Grid]:
 
 
 def _png(path: Path) -> str:
+    """The file as it is, when it is a picture: a report carries no other file away."""
+    with open_picture(path) as grid:
+        grid.verify()
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _thumbnail(path: Path) -> str:
     """Small enough that many grids keep the page light."""
     buffer = io.BytesIO()
-    with Image.open(path) as grid:
+    with open_picture(path) as grid:
         small = grid.convert("RGB")
         small.thumbnail((440, 880), Image.Resampling.LANCZOS)
         small.save(buffer, format="WEBP", quality=88)
@@ -255,7 +260,8 @@ def _variant_row(v: Variant, variants: Sequence[Variant], metrics: Sequence[str]
     links = []
     for run in v.runs:
         target = run.path / "report.html" if (run.path / "report.html").is_file() else run.path
-        links.append({"href": os.path.relpath(target, folder), "text": run.path.name})
+        # Quoted, and with './' in front: the name of a folder is no scheme ("javascript:").
+        links.append({"href": "./" + quote(os.path.relpath(target, folder)), "text": run.path.name})
     shown = " to ".join(f"{step:,}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
     return {"words": v.label.split(" "), "seeds": len(v.runs), "step": shown or "-", "cells": cells, "links": links}
 

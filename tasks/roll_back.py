@@ -22,7 +22,17 @@ SEED_STEP = 1_000_003  # between the seeds of two attempts: far apart, so that s
 def roll_backs(run_dir: Path) -> list[dict[str, Any]]:
     """What was rolled back in this run so far, oldest first."""
     path = run_dir / RECORD
-    return json.loads(path.read_text()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        held = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({type(error).__name__}); remove it, or choose another run_name"
+        ) from error
+    if not (isinstance(held, list) and all(isinstance(entry, dict) for entry in held)):
+        raise UserError(f"'{path}' is no list of roll-backs; remove it, or choose another run_name")
+    return held
 
 
 def seed_after(done: list[dict[str, Any]], seed: int) -> int:

@@ -17,6 +17,7 @@ from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
+from repalign.reading import read_torch
 from repalign.seals import require_whole
 from tasks.build import assemble
 from tasks.instantiate import build
@@ -164,6 +165,6 @@ def _step_of(checkpoint: Path) -> int:
         UserError: when the file is torn or foreign.
     """
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+        return int(read_torch(checkpoint, mmap=True)["progress"]["step"])
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

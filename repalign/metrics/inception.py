@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from repalign.errors import UserError
 from repalign.metrics.features import Features, to_uint8
 from repalign.metrics.inception_file import WANTED, find_inception
+from repalign.reading import read_torch
 
 SPATIAL_CHANNELS = 7
 
@@ -46,7 +47,7 @@ class InceptionV3Features(nn.Module):
             )
         try:
             # torch-fidelity unpickles without restraint; a file that the restricted reader accepts runs no code there.
-            torch.load(path, map_location="cpu", weights_only=True)
+            read_torch(path)
         except Exception as error:
             raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {WANTED}") from error
         self.resize = "bilinear of TensorFlow 1, to 299"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -127,7 +128,17 @@ class Reference:
             )
         try:
             return cls._load_moments(path) if path.suffix == ".npz" else cls._load_own(path)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            RuntimeError,
+            EOFError,
+            MemoryError,
+            BadZipFile,
+        ) as error:
             raise UserError(
                 f"reference: '{path}' cannot be read ({error}); expected .safetensors of this project or .npz with "
                 "mu, sigma; delete it if it is this project's cache"

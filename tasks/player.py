@@ -33,7 +33,6 @@ from tasks.instantiate import build
 from tasks.launch import CONF, choices, compose
 from tasks.processes import device
 from tasks.sample import wanted_labels
-from tasks.signatures import arguments_of
 
 OWN = "the recipe's own"
 # Of task=play alone: task=sample has no such keys.
@@ -183,13 +182,12 @@ class Player:
     def _chosen(self, sampler: str) -> tuple[list[str], DictConfig]:
         """The words that choose a sampler, and what they compose to.
 
-        An option that the recipe gives its own sampler, and this one does not have, is left out.
+        An option that the recipe gives its own sampler, and this one does not list, is left out.
         """
         if sampler not in self._known:
-            words = [f"sampler={sampler}"]
+            words, listed = [f"sampler={sampler}"], listed_sampler(sampler)
             node = compose([*self.words, *words]).sampler
-            valid = arguments_of(node["_target_"], "sampler._target_")
-            foreign = [str(key) for key in node if valid and not str(key).startswith("_") and key not in valid]
+            foreign = [str(key) for key in node if key not in listed]
             for key in foreign:
                 del node[key]
             self._known[sampler] = ([*words, *(f"~sampler.{key}" for key in foreign)], node)
@@ -204,9 +202,7 @@ class Player:
         x_1 = self._noise()
         fitting = []
         for name in choices("sampler"):
-            GlobalHydra.instance().clear()
-            with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / "sampler")):
-                node = hydra.compose(name)
+            node = listed_sampler(name)
             if OmegaConf.missing_keys(node):
                 continue
             try:
@@ -253,6 +249,13 @@ class StillField:
         heads = {name: map_state(lambda x: x.to(dtype), head) for name, head in self.output.heads.items()}
         assert self.output.pred is not None
         return replace(self.output, pred=map_state(lambda x: x.to(dtype), self.output.pred), heads=heads)
+
+
+def listed_sampler(name: str) -> DictConfig:
+    """A choice of the group ``sampler`` as its file has it."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF / "sampler")):
+        return hydra.compose(name)
 
 
 def rows(images: Tensor, rounding: str) -> Pictures:

@@ -83,7 +83,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if MARK in markdown:
         row = next(row for row in methods() if method_page(row["name"]) == uri)
         markdown = markdown.replace(MARK, numbers_of(row))
-    return re.sub(r"\]\((?:\.\./)+(METHODS|CONTRIBUTING|CHANGELOG)\.md", lambda m: f"](../{m[1].lower()}.md", markdown)
+    up = "../" * uri.count("/")
+    markdown = re.sub(rf"\]\({re.escape(up)}concepts\.md#(\w+)\)", rf"]({up}concepts/\1.md)", markdown)
+    return re.sub(r"\]\((?:\.\./)+(METHODS|CONTRIBUTING|CHANGELOG)\.md", lambda m: f"]({up}{m[1].lower()}.md", markdown)
 
 
 def mathml(source: str, language: str, css_class: str, options: Any, md: Any, **_: Any) -> str:
@@ -120,7 +122,7 @@ def numbers_of(row: dict[str, str]) -> str:
         kind = re.match(r"\| `(\w+\.\w+)` \| (.*)", line)
         if kind and kind[1] in kinds:
             lines.append(f"| `{kind[1]}` | {kind[2]}")
-    return "\n".join([*lines, "", "## Numbers", "", f"Here: {row['measured']}."])
+    return "\n".join([*lines, "", "## Numbers", "", f"{row['measured'].capitalize()}."])
 
 
 def recipe_line(name: str) -> str:

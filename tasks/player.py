@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from jaxtyping import UInt8
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from callbacks.pictures import evenly_spaced, generate
@@ -188,8 +188,9 @@ class Player:
             words, listed = [f"sampler={sampler}"], listed_sampler(sampler)
             node = compose([*self.words, *words]).sampler
             foreign = [str(key) for key in node if key not in listed]
-            for key in foreign:
-                del node[key]
+            with open_dict(node):
+                for key in foreign:
+                    del node[key]
             self._known[sampler] = ([*words, *(f"~sampler.{key}" for key in foreign)], node)
         return self._known[sampler]
 

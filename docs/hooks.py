@@ -159,12 +159,9 @@ def concept_page(name: str, sections: dict[str, str]) -> str:
     text = re.sub(r"\]\((?!\w+://|#)", "](../", sections[name])
     earlier = ", ".join(f"[{other}]({other.lower()}.md)" for other in earlier_names(name, sections))
     note = f"\n\nThe example goes on from: {earlier}.\n" if earlier else ""
-    parts = [f"# {name}", text + note, "## Definition", f"::: repalign.protocols.{name}"]
-    if name == "Randomness":
-        parts = [*parts[:3], "::: repalign.protocols.Randomness"]
+    parts = [f"# {name}", text + note, "## Definition", f"`repalign.protocols.{name}`:", definition(name)]
     if group := GROUPS.get(name):
-        parts += ["## Choices", f"`{group}=` of the command line; the first words of each class say what it is.", ""]
-        parts.append(choices_table(group))
+        parts += ["## Choices", f"What `{group}=` of the command line chooses from.", choices_table(group)]
     return "\n\n".join(parts)
 
 
@@ -191,14 +188,44 @@ def earlier_names(name: str, sections: dict[str, str]) -> list[str]:
     return []
 
 
+def definition(name: str) -> str:
+    """A protocol as it stands in the code, comments included."""
+    source = (ROOT / "repalign" / "protocols.py").read_text(encoding="utf-8")
+    node = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
+    return f"```python\n{ast.get_source_segment(source, node)}\n```"
+
+
 def choices_table(group: str) -> str:
-    """The choices of a group: name, class, and the first line of the file or of the class."""
-    lines = ["| choice | class |", "|---|---|"]
+    """The choices of a group: name, class with a link, and what the file or else the class says of itself."""
+    lines = ["| choice | class | what it is |", "|---|---|---|"]
     for file in sorted((ROOT / "conf" / group).glob("*.yaml")):
-        found = re.findall(r"_target_: (repalign\.[\w.]+)", file.read_text(encoding="utf-8"))
-        target = f"`{found[0].rpartition('.')[2]}`" if found else "-"
-        lines.append(f"| `{file.stem}` | {target} |")
+        target = target_of(file)
+        words = [line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+        said = next((line for line in words if not line.startswith("@package")), "") or docstring_of(target)
+        link = f"[`{target.rpartition('.')[2]}`][{target}]" if docstring_of(target) else "-"
+        lines.append(f"| `{file.stem}` | {link} | {said.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
+
+
+def target_of(file: Path) -> str:
+    """The class that a choice builds: its own, or that of the choice it goes out from."""
+    node = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if "_target_" in node:
+        return str(node["_target_"])
+    above = [name for name in node.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return target_of(file.with_name(f"{above[0]}.yaml")) if above else ""
+
+
+def docstring_of(target: str) -> str:
+    """The first line of a class's or function's docstring; '' where it is defined elsewhere."""
+    module, _, name = target.rpartition(".")
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if not module or not file.is_file():
+        return ""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
 
 
 def first_sentence(text: str) -> str:

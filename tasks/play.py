@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ def run(cfg: DictConfig) -> None:
     player = Player(list(cfg.overrides), assembly, generator, checkpoint, cfg.task.frames)
     # No report of use to anybody, no version check, no fonts or scripts from elsewhere.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio looks at its own page when it starts
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager's stop tidies up as Ctrl-C does
     with tempfile.TemporaryDirectory(prefix="repalign-play-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

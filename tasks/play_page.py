@@ -104,10 +104,16 @@ def page(player: Player) -> gr.Blocks:
                         visible=player.takes_steps(OWN),
                     )
                 scale = gr.Slider(
-                    0, 10, start.scale, step=0.05, label="Guidance scale", info="1: no guidance", buttons=[]
+                    0,
+                    10,
+                    start.scale,
+                    step=0.05,
+                    label="Guidance scale",
+                    info="1: no guidance; elsewhere for these t",
+                    buttons=[],
                 )
                 with gr.Row():
-                    low = gr.Slider(0, 1, start.interval[0], step=0.01, label="Guide from t", min_width=120, buttons=[])
+                    low = gr.Slider(0, 1, start.interval[0], step=0.01, label="from t", min_width=120, buttons=[])
                     high = gr.Slider(0, 1, start.interval[1], step=0.01, label="to t", min_width=120, buttons=[])
                 button = gr.Button("Draw", variant="primary")
             with gr.Column(scale=3, min_width=300):

@@ -39,7 +39,7 @@ class Page:
         number = next(self.numbers)
         await self.socket.send_json({"id": number, "method": method, "params": parameters})
         while True:
-            message = json.loads((await self.socket.receive(timeout=60)).data)
+            message = json.loads((await self.socket.receive(timeout=240)).data)
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
             if message.get("id") == number:
@@ -52,7 +52,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    async def until(self, expression: str, seconds: float = 60) -> None:
+    async def until(self, expression: str, seconds: float = 240) -> None:
         """Wait for an expression to hold."""
         end = time.monotonic() + seconds
         while not await self.value(f"Boolean({expression})"):
@@ -76,7 +76,7 @@ class Page:
         )
 
 
-def drive(url: str, steps: Callable[[Page], Awaitable[None]], seconds: float = 120) -> list[str]:
+def drive(url: str, steps: Callable[[Page], Awaitable[None]], seconds: float = 480) -> list[str]:
     """Open a page, do something with it, and give what it asked for."""
     assert PROGRAM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:

@@ -165,14 +165,18 @@ def address(player):
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
-        end = time.monotonic() + 240
+    try:
+        end = time.monotonic() + 400
         while "open http" not in log.read_text():
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.5)
         yield f"http://{play.HOST}:{port}"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def asked(url: str, data: object = None) -> str:

@@ -36,6 +36,9 @@ docs: setup  ## the documentation site, site/index.html; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 	@echo "site/index.html; with search: $(PYTHON) -m http.server -d site"
 
+audit: setup  ## the supply chain: hashes, floors, licences, dead packages; known vulnerabilities where pip-audit is there
+	@$(PYTHON) -m tests.security.audit
+
 lint: setup  ## format, lint, types, import arrows
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -46,4 +49,4 @@ lock:  ## resolve the dependencies anew
 	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra play --extra docs --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo demo-repa-e test test-slow golden docs lint lock
+.PHONY: help setup demo demo-repa-e test test-slow golden docs audit lint lock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,66 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from repalign.errors import UserError
+from repalign.errors import UserError, unknown_choice
+from repalign.reading import read_torch
+from repalign.seals import remove_sealed, write_sealed
 
+ON_FAILURE = ("go_on", "stop")
 _NAME = re.compile(r"step_(\d+)\.ckpt$")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames; reads tensors and plain values only (weights_only)."""
+    """Writes beside the target, flushes to disk, leaves a SHA-256, then renames; reads tensors and plain values only.
+
+    An error of the disk is kept in ``failure`` instead of raised: rank 0 alone writes, and the others wait for it.
+    :class:`RunCheckpoint` asks for it when they are together again.
+
+    Attributes:
+        background: copy the state and write it by a thread while the training goes on. One write at a time: the next
+            save waits for it. A failure is known at the next save, or at the end.
+        failure: why the last file could not be written, or None.
+    """
+
+    def __init__(self) -> None:
+        self.background = False
+        self.failure: str | None = None
+        self._writer = ThreadPoolExecutor(1, "checkpoint")  # its thread begins with the first file
+        self._pending: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Save so that a kill at any moment leaves the last good file in place."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.incomplete")
-        with open(partial, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-        folder = os.open(target.parent, os.O_RDONLY)
+        self.wait()
+        if not self.background:
+            self._write(checkpoint, Path(path))
+            return
+        # A copy made here and now: the training moves these tensors in place.
+        copied = tree_map(lambda x: x.detach().to("cpu", copy=True) if isinstance(x, Tensor) else x, checkpoint)
+        self._pending = self._writer.submit(self._write, copied, Path(path))
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def teardown(self) -> None:
+        """The last file is whole before the process ends."""
+        self.wait()
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            write_sealed(path, lambda file: torch.save(checkpoint, file))
+        except OSError as error:
+            self.failure = f"'{path}' could not be written ({error.strerror or type(error).__name__})"
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load without running any code from the file."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return read_torch(path, map_location=map_location)
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
@@ -63,19 +94,32 @@ class RunCheckpoint(Checkpoint):
 
     Args:
         every: steps between checkpoints.
-        keep: how many of the newest stay; -1 keeps all.
+        keep: how many of the newest stay; -1 keeps all. With 2, one damaged file costs no more than ``every`` steps.
+        on_failure: what follows when a file cannot be written (disk full, read-only): ``go_on`` says so in a line and
+            tries again at the next step that is due, ``stop`` ends the run. After the last step both end it.
+        background: write while the training goes on, from a copy of the state in the memory of the host.
 
     Raises:
-        UserError: when ``keep`` would remove the checkpoint that was just written.
+        UserError: when ``keep`` would remove the checkpoint that was just written, or a file could not be written.
     """
 
-    def __init__(self, every: int = 1000, keep: int = 2) -> None:
+    def __init__(self, every: int = 1000, keep: int = 2, on_failure: str = "go_on", background: bool = False) -> None:
         super().__init__()
+        if on_failure not in ON_FAILURE:
+            raise unknown_choice("callbacks.checkpoint.on_failure", on_failure, ON_FAILURE)
         if keep < 1 and keep != -1:
             raise UserError(f"callbacks.checkpoint.keep: expected 1 or more, or -1 for all, found {keep}")
         self.every = every
         self.keep = keep
+        self.on_failure = on_failure
+        self.background = background
         self._saved = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tell the writer how."""
+        io = trainer.strategy.checkpoint_io
+        if isinstance(io, AtomicCheckpointIO):
+            io.background = self.background
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What was just loaded need not be saved."""
@@ -92,6 +136,23 @@ class RunCheckpoint(Checkpoint):
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = pl_module.progress.step
         trainer.save_checkpoint(pl_module.run_dir / "checkpoints" / f"step_{self._saved:08d}.ckpt")
-        if trainer.is_global_zero and self.keep > 0:
+        io = trainer.strategy.checkpoint_io
+        last = self._saved == trainer.max_steps
+        if last and isinstance(io, AtomicCheckpointIO):
+            io.wait()
+        failure = trainer.strategy.broadcast(io.failure if isinstance(io, AtomicCheckpointIO) else None)
+        if failure is not None:
+            self._failed(failure, trainer, io, last)
+        elif trainer.is_global_zero and self.keep > 0:
             for old in checkpoints_in(pl_module.run_dir)[: -self.keep]:
-                old.unlink()
+                remove_sealed(old)
+
+    def _failed(self, failure: str, trainer: pl.Trainer, io: Any, last: bool) -> None:
+        io.failure = None
+        if last or self.on_failure == "stop":
+            raise UserError(
+                f"checkpoint: {failure}; the one before is untouched: make room or mend the folder, then the same "
+                "command goes on from it"
+            )
+        if trainer.is_global_zero:
+            print(f"checkpoint: {failure}; the one before is untouched, the training goes on", flush=True)

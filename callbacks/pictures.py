@@ -21,13 +21,14 @@ from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
 from repalign.protocols import Randomness
 from repalign.random import SampleRandom
+from repalign.training.generate import ImageGenerator
 
 Generator = Callable[[Any, Randomness], Tensor]  # labels or captions [B], random -> images [B, 3, H, W] in [0, 1]
 
 
 @torch.no_grad()
 def generate(
-    generator: Generator,
+    generator: Callable[[Any, Randomness], Any],
     wanted: Wanted,
     seed: int,
     batch_size: int,
@@ -51,6 +52,17 @@ def generate(
     for start in range(0, len(wanted), batch_size):
         part = slice(start, start + batch_size)
         yield generator(on_device(wanted[part], device), SampleRandom(seed, serials[part], torch.device(device)))
+
+
+def stages(generator: Generator) -> tuple[Callable[[Any, Randomness], Any], Callable[[Any], Tensor]]:
+    """The two halves of drawing: what the sampler gives, and the pictures of it. A plain function is all first half."""
+    if isinstance(generator, ImageGenerator):
+        return generator.latents, generator.decode
+    return generator, _as_it_is
+
+
+def _as_it_is(images: Tensor) -> Tensor:
+    return images
 
 
 @contextmanager

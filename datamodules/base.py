@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,6 +27,7 @@ from repalign.protocols import Autoencoder, Encoder
 
 VERIFY = ("hash", "size")
 STORED_DTYPES = ("float16", "float32")
+StoredDtype = Literal["float16", "float32"]
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -67,8 +68,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         cache_root: str | Path = "cache",
         cache_latents: bool = True,
         cache_features: bool = True,
-        latent_dtype: str = "float32",
-        feature_dtype: str = "float16",
+        latent_dtype: StoredDtype = "float32",
+        feature_dtype: StoredDtype = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
     ) -> None:

@@ -190,8 +190,8 @@ def _listed(line: str, where: str) -> tuple[str, dict[str, Any]]:
     try:
         held = json.loads(line)
         name = held["file_name"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: expected an object with 'file_name' ({error})") from error
-    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{where}: file_name '{name}', expected a file below the folder")
+    if not isinstance(name, str) or len(name) > 1024 or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{where}: file_name '{str(name)[:80]}', expected a file below the folder")
     return name, held

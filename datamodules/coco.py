@@ -106,7 +106,7 @@ def _read(annotations: str | Path | None) -> Any:
         raise UserError(f"data.annotations: no file '{annotations}'; give COCO's instances_train2017.json")
     try:
         return json.loads(Path(annotations).expanduser().read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data.annotations: '{annotations}' is no JSON ({error})") from error
 
 

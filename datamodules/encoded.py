@@ -14,11 +14,10 @@ import PIL.Image
 
 from datamodules.buckets import Buckets
 from datamodules.images import center_crop_to, to_picture, to_pixels
+from datamodules.pictures import DECODING, open_picture
 from repalign.errors import UserError, unknown_choice
 
 ON_CORRUPT = ("stop", "skip")
-# Pillow's decoders raise SyntaxError and ValueError too for torn files.
-DECODING = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 NO_CLASS = ("all",)  # the one class of pictures without labels: label 0
 
 _log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class EncodedPictures(ABC):
 
     def _open(self, index: int) -> PIL.Image.Image:
         try:
-            return PIL.Image.open(io.BytesIO(self.read(index)))
+            return open_picture(io.BytesIO(self.read(index)))
         except DECODING as error:
             raise self._unreadable(index, error) from error
 

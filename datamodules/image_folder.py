@@ -102,7 +102,7 @@ def _listed(root: Path) -> tuple[list[str], list[int], list[str]]:
     path = root / LABELS
     try:
         pairs = [(str(name), int(label)) for name, label in json.loads(path.read_bytes())["labels"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'data.root: \'{path}\' is not of the form {{"labels": [["a.png", 0], ...]}} ({error})'
         ) from error

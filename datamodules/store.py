@@ -122,8 +122,13 @@ class Manifest:
         content = _read_json(folder / MANIFEST)
         if content["format"] != FORMAT:
             raise DamagedStore(f"'{folder / MANIFEST}': expected format {FORMAT}, found {content['format']}")
-        arrays = {name: ArraySpec(spec["dtype"], tuple(spec["shape"])) for name, spec in content["arrays"].items()}
-        manifest = cls(content["rows"], content["shard_rows"], arrays, content["info"], content["files"])
+        try:
+            arrays = {name: _spec(name, spec) for name, spec in content["arrays"].items()}
+            manifest = cls(content["rows"], content["shard_rows"], arrays, content["info"], content["files"])
+            if not (type(manifest.rows) is type(manifest.shard_rows) is int and 0 < manifest.shard_rows):
+                raise ValueError(f"rows {manifest.rows!r}, shard_rows {manifest.shard_rows!r}")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamagedStore(f"'{folder / MANIFEST}': is no manifest of a store ({error})") from error
         manifest.sums = content["sums"]
         manifest.records = bool(records)
         for record in records:
@@ -237,6 +242,17 @@ def damages(folder: Path, manifest: Manifest, verify: Verify) -> dict[str, str]:
                             f"SHA-256 {entry['sha256'][:16]}..., found {digest[:16]}..."
                         )
     return found
+
+
+def _spec(name: str, held: Mapping[str, Any]) -> ArraySpec:
+    """An array of a manifest; its name is part of a path, and its rows are plain numbers or texts."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"array '{name}' lies outside the store")
+    if held["dtype"] != TEXT and np.dtype(held["dtype"]).hasobject:
+        raise ValueError(f"array '{name}' holds objects")
+    if not all(type(side) is int and side >= 0 for side in held["shape"]):
+        raise ValueError(f"array '{name}' has shape {held['shape']}")
+    return ArraySpec(held["dtype"], tuple(held["shape"]))
 
 
 def _ignore(steps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from datamodules.progress import progress
 from repalign.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
+MOST_NOTE = 1 << 24  # bytes of a label or a JSON member, which are read whole
 VERSION = 2  # of the index files
 
 
@@ -87,8 +89,11 @@ def _kept(folder: Path, shard: Path) -> dict[str, np.ndarray] | None:
     file = _file_of(folder, shard)
     if not file.is_file():
         return None
-    with np.load(file, allow_pickle=False) as held:
-        return dict(held)
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            return dict(held)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None  # torn: it is made again
 
 
 def _index(folder: Path, shard: Path) -> dict[str, np.ndarray]:
@@ -145,6 +150,12 @@ def _samples(shard: Path) -> tuple[list[_Sample], int]:
 
 def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfile.TarFile, shard: Path) -> None:
     place = (member.offset_data, member.size)
+    if member.issparse() or member.offset_data + member.size > shard.stat().st_size:
+        raise UserError(f"data.root: '{member.name}' in '{shard}' says {member.size} bytes, more than the file holds")
+    if suffix in ("cls", "json") and member.size > MOST_NOTE:
+        raise UserError(
+            f"data.root: '{member.name}' in '{shard}' has {member.size} bytes, expected at most {MOST_NOTE}"
+        )
     if suffix in PICTURES:
         sample.picture = place
     elif suffix == "txt":
@@ -154,7 +165,7 @@ def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfil
     elif suffix == "json":
         try:
             held = json.loads(_content(archive, member))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"data.root: '{member.name}' in '{shard}' is no JSON ({error})") from error
         if isinstance(held, dict):
             sample.json = place

@@ -21,6 +21,7 @@ from repalign.encoders.streams import state_shape
 from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
+from repalign.reading import read_torch
 from repalign.training.generate import Examples, asked_by
 from tasks.instantiate import build, check_targets
 
@@ -161,8 +162,9 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: when the file is torn or foreign.
     """
+    require_whole(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_torch(file)
     except Exception as error:
         raise UserError(
             f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
-from tasks.instantiate import build, check_targets, objects
+from tasks.check_scores import check_scores
+from tasks.instantiate import build, check_targets, objects, texts
+from tasks.kinds import check_kinds
+from tasks.ranges import check_ranges
 from tasks.signatures import arguments_of
-
-# The surface of the house: a recipe that writes another top-level key has misspelt one of these.
-TOP_LEVEL = frozenset(
-    "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
-    "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
-    "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
-    "reference".split()
+from tasks.surface import (
+    TOP_LEVEL,
+    check_files,
+    check_interpolations,
+    check_sizes,
+    check_structure,
+    check_text,
 )
+
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
 
@@ -67,13 +71,19 @@ def check_composition(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in TOP_LEVEL:
             raise UserError(f"unknown top-level key '{key}' in the recipe.{nearest(str(key), TOP_LEVEL)}")
+    check_structure(cfg)
     check_references(cfg)
+    check_interpolations(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]}: has no value yet; set {missing[0]}=...")
     check_targets(cfg)
-    for key, node in objects(OmegaConf.to_container(cfg, resolve=False)):
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key, node in objects(plain):
         _check_arguments(key, node)
+        check_kinds(key, node)
+    _check_plain_kinds(cfg)
+    check_ranges(plain)
     for group in ("callbacks", "logger"):
         for name, node in (cfg[group] or {}).items():
             if "_target_" not in node:
@@ -83,7 +93,11 @@ def check_composition(cfg: DictConfig) -> None:
                 )
     check_root(cfg)
     check_start(cfg)
+    check_scores(cfg)
+    check_files(cfg)
+    check_sizes(cfg)
     check_token_io(cfg)
+    _check_text(cfg)
     check_taps(cfg)
 
 
@@ -98,6 +112,40 @@ def _check_arguments(key: str, node: Mapping[str, Any]) -> None:
         )
 
 
+# Options of the house itself, which no object declares.
+_OWN_KINDS = {"steps": int, "seed": int, "compile": bool, "ema.decay": float, "ema.warmup": bool}
+_OWN_TEXTS = ("name", "run_name", "run_dir", "resume")
+# Names that Lightning looks up in registries, so that no source lists them.
+_REGISTERED = {
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.strategy": (
+        "auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "ddp_spawn", "ddp_fork",
+        "ddp_notebook", "fsdp", "fsdp_cpu_offload", "deepspeed", "single_device",
+    ),
+}  # fmt: skip
+
+
+def _check_plain_kinds(cfg: DictConfig) -> None:
+    """Options that stand beside the objects."""
+    for key, expected in {**_OWN_KINDS, **dict.fromkeys(_OWN_TEXTS, str)}.items():
+        value = OmegaConf.select(cfg, key)
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            if not (key in ("name", "run_name") and type(value) is int):  # run_name=3 is a name
+                raise UserError(f"{key}: expected {_WORDS[expected]}, found {value!r}")
+    for key, choices in _REGISTERED.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, str) and value not in choices:
+            raise unknown_choice(key, value, choices)
+
+
+def _check_text(cfg: DictConfig) -> None:
+    targets = {part: str(cfg[part]._target_) for part in ("conditioner", "backbone")}
+    names = {part: arguments_of(target, f"{part}._target_") or () for part, target in targets.items()}
+    conditioner, backbone = (target.rpartition(".")[2] for target in targets.values())
+    takes = ("context_dim" in names["backbone"], "num_classes" in names["backbone"])
+    check_text(conditioner, "text_encoders" in names["conditioner"], backbone, takes)
+
+
 def check_references(cfg: DictConfig) -> None:
     """Every key that another one is read from exists: a part may count on an option of another (``backbone.branches``).
 
@@ -105,7 +153,7 @@ def check_references(cfg: DictConfig) -> None:
         UserError: naming the two parts.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=False)
-    for key, value in _texts(plain):
+    for key, value in texts(plain):
         for group, option in re.findall(r"\$\{([a-z_]\w*)\.(\w+)", value):
             node = plain.get(group)
             if isinstance(node, dict) and "_target_" in node and option not in node:
@@ -114,18 +162,6 @@ def check_references(cfg: DictConfig) -> None:
                     f"{key} and {group} do not go together: {key} is read from '{group}.{option}', which {owner} does "
                     f"not have; choose another {group}, or another {key.split('.')[0]}"
                 )
-
-
-def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in plain containers, with its place."""
-    if isinstance(node, str):
-        yield key, node
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            yield from _texts(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _texts(value, f"{key}[{index}]")
 
 
 def check_root(cfg: DictConfig) -> None:

@@ -35,11 +35,14 @@ from repalign.checkpoints.sra import SRAAdapter
 from repalign.checkpoints.u_repa import URepaAdapter
 from repalign.checkpoints.unet import DiffusersUNetAdapter
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import check_new
+from repalign.reading import read_torch
 from tasks.build import assemble, load_weights
 from tasks.convert_autoencoder import WRITERS as AUTOENCODERS
 from tasks.convert_autoencoder import convert_autoencoder
 from tasks.convert_diffusers import CONFIGS, dit_config, read_folder, write_folder
 from tasks.convert_lora import convert_lora
+from tasks.convert_pipeline import PIPELINES, usage, write_pipeline
 from tasks.convert_sections import check_first_stage, in_sections, sections_of, stage_of, stage_states
 from tasks.convert_unet import conditioner_of, ldm_adapter, unet_of
 
@@ -90,6 +93,9 @@ FAMILIES: Mapping[str, Callable[[Generative, DictConfig], Adapter]] = {
     "ldm": ldm_adapter,
     "unet_diffusers": lambda module, task: DiffusersUNetAdapter(unet_of(module)),
     "repa_e": lambda module, task: REPAEAdapter(list(module.aligners), task.legacy_depth),
+    "sd3_pipeline": lambda module, task: SD3DiffusersAdapter(),
+    "dit_pipeline": _dit_diffusers,
+    "ldm_pipeline": lambda module, task: DiffusersUNetAdapter(unet_of(module)),
 }
 
 
@@ -109,9 +115,12 @@ def run(cfg: DictConfig) -> None:
     if task.input is None:
         raise UserError("task.input: not set; give the file to convert")
     source, target = Path(task.input), Path(task.output)
-    if not (source.is_file() or (task.family in CONFIGS and source.is_dir())):
+    if not (source.is_file() or (task.family in (*CONFIGS, *PIPELINES) and source.is_dir())):
         raise UserError(f"task.input: no file '{source}'")
-    module: Generative = assemble(cfg).module
+    if task.direction == "export" and task.family in (*CONFIGS, *PIPELINES):
+        check_new(target)
+    assembly = assemble(cfg)
+    module: Generative = assembly.module
     adapter = FAMILIES[task.family](module, task)
     target.parent.mkdir(parents=True, exist_ok=True)
     if task.direction == "import":
@@ -121,11 +130,18 @@ def run(cfg: DictConfig) -> None:
         flat = {f"{part}/{key}": value.contiguous() for part, state in parts.items() for key, value in state.items()}
         _replace(target, lambda file: save_file(flat, file, {"format": FORMAT, "family": task.family}))
     elif task.direction == "export":
+        generator = module.generator(ema=task.weights != "live")
+        make = PIPELINES.get(task.family)
+        pipeline = None if make is None else make(generator, assembly.data.class_names)
         load_weights(module, source)
         owner = module.trained if task.weights == "live" else module.ema.module
         states = {name: part.state_dict() for name, part in {**parts_of(owner), **conditioner_of(module)}.items()}
         official = adapter.to_official({**states, **(stage_states(module) if sections_of(adapter) else {})})
-        write_official(target, task.family, adapter, official, unwrapped(module.backbone))
+        if pipeline is None:
+            write_official(target, task.family, adapter, official, unwrapped(module.backbone))
+        else:
+            write_pipeline(target, pipeline, generator, official)
+            print(usage(pipeline))
     else:
         raise unknown_choice("task.direction", task.direction, ("import", "export"))
     print(f"wrote {target} ({size_of(target) / 2**20:.1f} MiB)")
@@ -152,7 +168,7 @@ def write_official(
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of the files in a folder."""
-    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def parts_of(trained: nn.Module) -> dict[str, nn.Module]:
@@ -207,7 +223,7 @@ def read_official(path: Path, weights: str = "ema", sections: Collection[str] = 
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = read_torch(path)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"checkpoint: '{path}' cannot be read safely ({type(error).__name__})") from error
     held = content if isinstance(content, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, open_dict
@@ -16,7 +16,7 @@ from repalign.autoencoders.diffusers_folder import write_folder
 from repalign.autoencoders.kl import KLAutoencoder
 from repalign.autoencoders.kl_keys import to_ldm
 from repalign.autoencoders.kl_vae import SDAutoencoder
-from repalign.autoencoders.latent_norm import ScaleShift, require_norm
+from repalign.autoencoders.latent_norm import HasScale, ScaleShift, require_norm
 from repalign.autoencoders.running_norm import RunningStatistics
 from repalign.autoencoders.weights import tensors_of
 from repalign.errors import UserError, unknown_choice
@@ -113,8 +113,7 @@ def _replace(target: Path, write: Callable[[Path], Any]) -> None:
 
 def _write_diffusers(autoencoder: SDAutoencoder, norm: LatentNorm | None, target: Path) -> None:
     norm = require_norm(autoencoder) if norm is None else norm
-    assert isinstance(norm, (ScaleShift, RunningStatistics))
-    write_folder(target, autoencoder.network, norm)
+    write_folder(target, autoencoder.network, cast(HasScale, norm))
 
 
 Writer = Callable[[SDAutoencoder, LatentNorm | None, Path], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,24 @@ from repalign.backbones.dit import DiT
 from repalign.backbones.mmdit import MMDiT
 from repalign.checkpoints.unet_config import unet_config
 from repalign.errors import UserError
+from repalign.folders import new_folder
 from repalign.nn.cross import SharedModulation
 from repalign.nn.joint import JointBlock
 
+NETWORKS = ("transformer", "unet")  # sub-folders of a pipeline
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a diffusers model folder, whatever the number of its files.
+    """All tensors of a diffusers model folder, whatever the number of its files; of a pipeline, those of its network.
 
     Raises:
         UserError: when it holds no safetensors.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    inner = [folder / name for name in NETWORKS if (folder / name).is_dir()]
+    files = sorted((inner or [folder])[0].glob("*.safetensors"))
     if not files:
-        raise UserError(f"task.input: no .safetensors in '{folder}'; give the folder of the model itself (transformer)")
+        raise UserError(f"task.input: no .safetensors in '{folder}'; give the folder of a network or a pipeline")
     return {key: value for file in files for key, value in load_file(file).items()}
 
 
@@ -40,16 +42,9 @@ def write_folder(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     Raises:
         UserError: when the folder holds something.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"task.output: '{folder}' exists; give a new folder")
-    partial = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-    save_file({key: value.contiguous() for key, value in state.items()}, partial / WEIGHTS, {"format": "pt"})
-    if folder.exists():
-        folder.rmdir()
-    partial.replace(folder)
+    with new_folder(folder) as partial:
+        (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        save_file({key: value.contiguous() for key, value in state.items()}, partial / WEIGHTS, {"format": "pt"})
 
 
 def sd3_config(network: nn.Module) -> dict[str, Any]:
@@ -134,6 +129,8 @@ def dit_config(network: nn.Module) -> dict[str, Any]:
     grid, patch = network.io.grid, patchify.kernel_size[0]
     if grid[0] != grid[1] or not isinstance(block.attention.q_norm, nn.Identity):
         raise UserError("task.family: diffusers' DiT is square and has no query-key norm")
+    if isinstance(network.pos_embed, nn.Parameter):
+        raise UserError("backbone.train_positions: diffusers' DiT makes its positions and stores none")
     return {
         "_class_name": "DiTTransformer2DModel",
         "sample_size": grid[0] * patch,

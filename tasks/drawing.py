@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from callbacks.pictures import Generator, generate
+from callbacks.pictures import Generator, generate, stages
 from callbacks.prompts import Wanted, rows_of
 from datamodules.own_store import WHOLE, Share, ensure_store, make_share
 from datamodules.progress import Advance
@@ -44,6 +45,9 @@ class Drawing:
         batch_size: pictures at once.
         rounding: to bytes.
         device: of the generator.
+        overlap: decode, round and hand over pictures in a second thread, while the sampler is at the next ones. None:
+            where the generator is on an accelerator. On a CPU both want the same cores, and it does not pay
+            (``experiments/evaluator``). The pictures are the same.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Drawing:
         batch_size: int,
         rounding: str,
         device: torch.device,
+        overlap: bool | None = None,
     ) -> None:
         # Through JSON, as it will be compared with what the manifest holds.
         self.header: dict[str, Any] = {"settings": json.loads(json.dumps(settings, default=str))}
@@ -64,36 +69,37 @@ class Drawing:
         self.wanted, self.labels = wanted, rows_of(wanted)
         self.generator, self.seed, self.batch_size = generator, seed, batch_size
         self.rounding, self.device = rounding, device
+        self.overlap = device.type != "cpu" if overlap is None else overlap
 
     def draw(self, share: Share = WHOLE, take: Take | None = None) -> bool:
         """Draw the shards of a share that are not there.
 
         Args:
             share: of this process.
-            take: is given every picture of the share once, drawn now or before, in any order; those that are drawn now
-                are handed over by a second thread while the next ones are being drawn.
+            take: is given every picture of the share once, drawn now or before, in any order.
 
         Returns:
             Whether the store is complete.
         """
         fresh: set[int] = set()
-        with ThreadPoolExecutor(1, "take") as thread:
-            pending = []
+        sampled, decoded = stages(self.generator)
+        with _Behind(self.overlap) as behind:
+
+            def pictures_of_latents(latents: Any) -> Tensor:
+                return to_uint8(decoded(latents), self.rounding).cpu()
 
             def make(rows: range, advance: Advance) -> dict[str, np.ndarray]:
-                parts = []
-                wanted = self.wanted[rows.start : rows.stop]
-                for images in generate(self.generator, wanted, self.seed, self.batch_size, self.device, rows):
-                    pictures = to_uint8(images, self.rounding).cpu()
-                    first = rows.start + sum(map(len, parts))
+                parts: list[Future[Tensor]] = []
+                first, wanted = rows.start, self.wanted[rows.start : rows.stop]
+                for latents in generate(sampled, wanted, self.seed, self.batch_size, self.device, rows):
+                    serials = torch.arange(first, min(first + self.batch_size, rows.stop))
+                    first += self.batch_size
+                    parts.append(behind.run(pictures_of_latents, latents))
                     if take is not None:
-                        pending.append(thread.submit(take, torch.arange(first, first + len(pictures)), pictures))
-                        while len(pending) > 2:  # so that pictures do not pile up where taking is slower
-                            pending.pop(0).result()
-                    parts.append(pictures)
-                    advance(len(pictures))
+                        behind.run(_hand_over, take, serials, parts[-1])
+                    advance(len(serials))
                 fresh.update(rows)
-                drawn = torch.cat(parts).permute(0, 2, 3, 1).contiguous().numpy()
+                drawn = torch.cat([part.result() for part in parts]).permute(0, 2, 3, 1).contiguous().numpy()
                 return {"image": drawn, "label": self.labels[rows.start : rows.stop].numpy()}
 
             if share.parts == 1:
@@ -101,8 +107,6 @@ class Drawing:
                 complete = True
             else:
                 complete = make_share(self.folder, "drawing", self._plan, make, share, header=self.header)
-            for job in pending:
-                job.result()
         if take is not None:
             for serials, pictures in self._stored(share, fresh):
                 take(serials, pictures)
@@ -136,6 +140,42 @@ class Drawing:
                 for start in range(0, len(rows), self.batch_size):
                     part = torch.from_numpy(np.array(pixels[start : start + self.batch_size])).permute(0, 3, 1, 2)
                     yield torch.arange(rows.start + start, rows.start + start + len(part)), part
+
+
+def _hand_over(take: Take, serials: Tensor, pictures: Future[Tensor]) -> None:
+    take(serials, pictures.result())
+
+
+class _Behind:
+    """Runs jobs one after another in a second thread, or at once; a few may wait, so that pictures do not pile up."""
+
+    WAITING = 4
+
+    def __init__(self, overlap: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "pictures") if overlap else None
+        self._jobs: deque[Future[Any]] = deque()
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Begin a job; an error of an earlier one comes out here."""
+        if self._thread is None:
+            done: Future[Any] = Future()
+            done.set_result(work(*arguments))
+            return done
+        self._jobs.append(self._thread.submit(work, *arguments))
+        while len(self._jobs) > self.WAITING:
+            self._jobs.popleft().result()
+        return self._jobs[-1]
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for what was begun; errors of jobs come out, unless another is on its way."""
+        if self._thread is None:
+            return
+        self._thread.shutdown(cancel_futures=kind is not None)
+        for job in self._jobs if kind is None else ():
+            job.result()
 
 
 def pictures_of(

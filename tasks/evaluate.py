@@ -23,6 +23,7 @@ from repalign.metrics.features import to_uint8
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics, SeveralFeatures, spaces_of
 from tasks.instantiate import build
+from tasks.loggers import end, loggers_of
 from tasks.pictures_in import count_pictures, fingerprint_of, holds, read_pictures
 from tasks.processes import device, process_group
 from tasks.record import commit_of, hardware
@@ -51,6 +52,10 @@ def run(cfg: DictConfig) -> None:
             lines = score_lines(metrics, metrics.compute(), notes["settings"] or {}, notes.pop("step"))
             result = {**summary(metrics, lines), "seconds": round(time.perf_counter() - began, 1), **notes}
             _write(result, lines, target)
+            if cfg.task.samples is None:
+                _log(cfg, result["metrics"], lines[0]["step"] if lines else None)
+            for line in without_interval(metrics, lines):
+                print(line, flush=True)
 
 
 def _score_given(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path, dict[str, Any]]:
@@ -181,6 +186,27 @@ def summary(metrics: Metrics, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "commit": commit_of(Path(__file__).parent),
         "hardware": hardware(),
     }
+
+
+def _log(cfg: DictConfig, values: Mapping[str, float], step: int | None) -> None:
+    """The numbers of a run's checkpoint in the run's loggers, as ``evaluation/<name>``; other weights have no run."""
+    if step is None or not (Path(cfg.run_dir) / "config.yaml").is_file():
+        return
+    loggers = loggers_of(cfg)
+    for logger in loggers:
+        logger.log_metrics({f"evaluation/{name}": value for name, value in values.items()}, step=step)
+        logger.save()
+    end(loggers)
+
+
+def without_interval(metrics: Metrics, lines: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each score that was to have an interval and has none."""
+    asked = {name for space in spaces_of(metrics).values() if space.draws for name in space.scores}
+    return [
+        f"{line['name']}: no interval, half of {metrics.count} pictures are too few for this score"
+        for line in lines
+        if line["name"] in asked and line["ci95"] is None
+    ]
 
 
 def _write(result: dict[str, Any], lines: list[dict[str, Any]], folder: Path) -> None:

@@ -86,8 +86,11 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {"composition": dict(found["composition"]), "finished": bool(found["finished"])}
-    except (ValueError, KeyError, TypeError) as error:
+        held = {"composition": dict(found["composition"]), "finished": bool(found["finished"])}
+        if type(held["composition"]["steps"]) is not int:
+            raise TypeError("steps")
+        return held
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"'{file}' cannot be read ({type(error).__name__}); remove it to run this job again") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -11,33 +10,26 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
-from tasks import jobs
+from tasks import jobs, resolvers
 from tasks.check import check_composition, check_types
+from tasks.floors import check_floors
+from tasks.hydra_part import FLAGS_THAT_SHOW, FLAGS_WITH_VALUE, check_flags, check_hydra, config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-# Hydra's own flags that are followed by a word.
-FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd", "--info", "-i")
-# Flags that show a configuration, complete or not, instead of running it.
-FLAGS_THAT_SHOW = {"--cfg", "-c", "--info", "-i", "--help", "-h", "--hydra-help", "--version"}
 
-
-def digest(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-OmegaConf.register_new_resolver("digest", digest, replace=True)
+resolvers.register()
 
 
 def launch(argv: list[str]) -> int:
@@ -51,6 +43,8 @@ def launch(argv: list[str]) -> int:
     overrides = [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
     stray = [word for word in words if not word.startswith("-") and word not in overrides]
     try:
+        check_floors()
+        check_flags(argv)
         if stray:
             raise UserError(f"'{stray[0]}': an argument has the form key=value or group=choice, or is a flag like -m")
         sweeping = bool({"-m", "--multirun"} & set(argv))
@@ -60,7 +54,8 @@ def launch(argv: list[str]) -> int:
         words = for_all_jobs(overrides) if sweeping else overrides
         if not sweeping and len(lines) > 1:
             raise UserError("several values for one key make a sweep; add -m, or write a list as key=[a,b]")
-        composed = [compose(combination) for combination in lines]
+        beside = config_dir(argv)
+        composed = [compose(combination, beside) for combination in lines]
         if not FLAGS_THAT_SHOW & set(argv):
             for cfg in composed:
                 check_composition(cfg)  # before Hydra composes twice more: a mistake is answered a second earlier
@@ -188,10 +183,12 @@ def combinations(overrides: Iterable[str]) -> list[list[str]]:
     Raises:
         UserError: when a word cannot be parsed.
     """
-    try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UserError(f"command line: {_first_line(error)}") from error
+    parser, parsed = OverridesParser.create(), list[Override]()
+    for word in overrides:
+        try:
+            parsed += parser.parse_overrides([word])
+        except HydraException as error:
+            raise UserError(f"command line: '{word}': {_first_line(error)}") from error
     expanded = [_values_of(o) for o in parsed]
     lines = []
     for row in range(max([len(values) for values in expanded], default=1)):
@@ -214,8 +211,12 @@ def _values_of(override: Override) -> Sequence[str | None]:
     return list(override.sweep_string_iterator())
 
 
-def compose(overrides: list[str]) -> DictConfig:
+def compose(overrides: list[str], beside: Path | None = None) -> DictConfig:
     """The composed configuration of one command line, checked.
+
+    Args:
+        overrides: the words of the command line.
+        beside: a folder with further choices of groups (``--config-dir``).
 
     Raises:
         UserError: one line with the key, what was found, what was expected and the nearest valid choice.
@@ -223,11 +224,15 @@ def compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         groups = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        search = [] if beside is None else [f"hydra.searchpath=['file://{beside}']"]
         try:
-            cfg = hydra.compose("config", overrides=overrides)
-            plain = cfg if len(groups) == len(overrides) else hydra.compose("config", overrides=groups)
-        except (HydraException, OmegaConfBaseException) as error:
+            cfg = hydra.compose("config", overrides=[*search, *overrides], return_hydra_config=True)
+            plain = cfg if len(groups) == len(overrides) else hydra.compose("config", overrides=[*search, *groups])
+        except Exception as error:  # of a foreign recipe: whatever a YAML reader can raise; none of our code runs here
             raise explain(error, overrides, groups) from error
+    with flag_override(cfg, ["struct", "readonly"], False):
+        own = cfg.pop("hydra")
+    check_hydra(own, [*overrides, *search])
     check_types(plain, cfg, [word for word in overrides if word not in groups])
     return cfg
 
@@ -262,6 +267,10 @@ def explain(error: Exception, overrides: list[str], groups: list[str]) -> UserEr
     if bad:
         key = bad[1].split("@")[0]
         return UserError(f"unknown key '{key}'.{_nearest_key(key, groups)} List all: python run.py --cfg job")
+    if isinstance(error, yaml.YAMLError):  # of a file: its message tells the place on further lines
+        return UserError(f"configuration file: {error}")
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):  # something that Hydra did not expect
+        return UserError(f"cannot compose {' '.join(overrides)} ({type(error).__name__}: {_first_line(error)})")
     return UserError(_first_line(error))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.files import digest_of, sha256_of
+from datamodules.pictures import DECODING, open_picture
 from datamodules.store import MANIFEST, ArrayStore, Manifest
 from repalign.errors import UserError
 from tasks.drawing import pictures_of
@@ -93,15 +93,18 @@ def _from_folder(folder: Path, batch_size: int, key: str) -> Iterator[Tensor]:
         batch = []
         for file in files[start : start + batch_size]:
             try:
-                with Image.open(file) as picture:
+                with open_picture(file) as picture:
                     pixels = np.array(picture.convert("RGB"))
-            except (UnidentifiedImageError, OSError) as error:
+            except DECODING as error:
                 raise UserError(f"{key}: '{file}' cannot be read as a picture ({error})") from error
             size = size or pixels.shape[:2]
             if pixels.shape[:2] != size:
                 raise UserError(f"{key}: '{file}' is {pixels.shape[:2]}, the pictures before it {size} (height, width)")
             batch.append(torch.from_numpy(pixels))
         yield _to_float(torch.stack(batch))
+
+
+MOST_PIXELS = 8192  # of a side, in an .npz
 
 
 def _require_npz(path: Path, key: str) -> None:
@@ -118,8 +121,12 @@ def _opened(path: Path, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran:
                 raise UserError(f"{key}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 [N, H, W, 3]")
+            if max(shape[1:3]) > MOST_PIXELS:  # a batch of them would fill the memory, however small the file
+                raise UserError(f"{key}: arr_0 of '{path}' is {shape}, expected sides of at most {MOST_PIXELS}")
             yield file, shape
-    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{key}: '{path}' cannot be read ({error}); expected arr_0 uint8 [N, H, W, 3]") from error
 
 

@@ -140,7 +140,8 @@ def gather(
             batch[f"features/{name}"] = tokens.data
             features[name].append(tokens.patches.data.float().mean(1).cpu())
         random = SampleRandom(seed, part, device())
-        states.append(state_of(batch, generator.autoencoder, encoders, streams, random))
+        # By the norm that sampling decodes with: the averaged statistics belong to the averaged weights.
+        states.append(state_of(batch, generator.autoencoder, encoders, streams, random, generator.norm))
     x_0 = _joined(states)
     labels = torch.from_numpy(np.array(data.source.labels)[chosen])
     return Material(x_0, chosen, labels, {name: torch.cat(parts) for name, parts in features.items()})

@@ -23,7 +23,7 @@ def heat_map(
     figure = Figure(figsize=(2.2 + 0.62 * len(times), 1.2 + 0.3 * len(taps)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values.numpy(), aspect="auto", interpolation="nearest", cmap="viridis")
-    figure.colorbar(image, ax=axes, label=measure)
+    figure.colorbar(image, ax=axes)
     axes.set_yticks(range(len(taps)), list(taps))
     axes.set_xticks(range(len(times)), [f"{t:g}" for t in times])
     axes.set(xlabel="t (0: data, 1: noise)", title=measure)

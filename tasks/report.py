@@ -47,13 +47,19 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     if not folder.is_dir():
         raise UserError(f"task.folder: no folder '{folder}'; give a run folder or a folder of run folders")
     runs: list[RunFolder] = []
-    if is_run(folder):
-        page = render("run.html", run_page(read_run(folder)))
-    else:
-        runs = runs_below(folder)
-        if not runs:
-            raise UserError(f"task.folder: no run below '{folder}' (looked for metrics.csv, config.yaml, run.json)")
-        page = render("sweep.html", sweep_page(runs, folder))
+    try:
+        if is_run(folder):
+            page = render("run.html", run_page(read_run(folder)))
+        else:
+            runs = runs_below(folder)
+            if not runs:
+                raise UserError(f"task.folder: no run below '{folder}' (looked for metrics.csv, config.yaml, run.json)")
+            page = render("sweep.html", sweep_page(runs, folder))
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, OSError) as error:
+        # The folder is another's: a file of it is what it should be by name and not by content.
+        raise UserError(f"task.folder: '{folder}' holds no run as this project writes it ({error!r})") from error
     target = output or folder / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     if runs:

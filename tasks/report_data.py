@@ -68,8 +68,11 @@ class RunFolder:
 
     @property
     def metrics(self) -> dict[str, Series]:
-        """Scores, without the deviations and intervals that accompany them."""
-        found = {n.removeprefix("metric/"): s for n, s in self.series.items() if n.startswith("metric/")}
+        """Scores of the training, and those that task=evaluate alone has; without deviations and intervals."""
+        found: dict[str, Series] = {}
+        for kind in ("metric/", "evaluation/"):
+            own = {n.removeprefix(kind): s for n, s in self.series.items() if n.startswith(kind)}
+            found |= {name: series for name, series in own.items() if name not in found}
         return {name: series for name, series in found.items() if not name.endswith(("_std", "_ci95"))}
 
     def spread(self, metric: str) -> Series | None:
@@ -87,13 +90,26 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("metrics.csv", "config.yaml", "run.json"))
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases: no run writes them, and a few lines of them stand for more than the memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "found an alias", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Plain)  # noqa: S506  (a SafeLoader)
+
+
 def read_run(folder: Path) -> RunFolder:
     """Everything of a run folder that can be read."""
     run = RunFolder(folder)
-    config = _read(run, "config.yaml", "the composed configuration", yaml.safe_load)
+    config = _read(run, "config.yaml", "the composed configuration", _yaml)
     run.config = config if isinstance(config, dict) else {}
     run.text = (folder / "config.yaml").read_text(encoding="utf-8") if run.config else ""
-    overrides = _read(run, "overrides.yaml", "the command line", yaml.safe_load)
+    overrides = _read(run, "overrides.yaml", "the command line", _yaml)
     run.overrides = [str(word) for word in overrides] if isinstance(overrides, list) else []
     record = _read(run, "run.json", "status, hardware and versions", json.loads)
     run.record = record if isinstance(record, dict) else {}
@@ -101,7 +117,8 @@ def read_run(folder: Path) -> RunFolder:
         evaluation = _read(run, "evaluation.json", "the evaluation", json.loads)
         run.evaluation = evaluation if isinstance(evaluation, dict) else {}
     run.series = _read(run, "metrics.csv", "the curves", read_series) or {}
-    found = ((_GRID.search(p.name), p) for p in (folder / "samples").glob("step_*.png"))
+    inside = (p for p in (folder / "samples").glob("step_*.png") if not p.is_symlink())
+    found = ((_GRID.search(p.name), p) for p in inside)
     run.grids = sorted((Grid(int(m[1]), m[2], p) for m, p in found if m), key=lambda g: (g.step, g.kind))
     if not run.grids:
         run.missing.append("samples/: no sample grids were drawn")
@@ -115,7 +132,7 @@ def _read(run: RunFolder, name: str, what: str, parse: Any) -> Any:
         return parse((run.path / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         run.missing.append(f"{name}: not there; {what} cannot be shown")
-    except (ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (ValueError, OSError, RecursionError, csv.Error, yaml.YAMLError) as error:
         run.missing.append(f"{name}: cannot be read ({' '.join(str(error).split())[:120]}); {what} cannot be shown")
     return None
 
@@ -128,7 +145,7 @@ def read_series(text: str) -> dict[str, Series]:
             step, name, value = int(row[0]), row[1], float(row[2])
         except (ValueError, IndexError):
             continue
-        if math.isfinite(value):
+        if math.isfinite(value) and abs(step) < 2**53:
             points.setdefault(name, {})[step] = value
     ordered = {name: sorted(values.items()) for name, values in points.items()}
     return {n: Series(np.array([s for s, _ in rows]), np.array([v for _, v in rows])) for n, rows in ordered.items()}

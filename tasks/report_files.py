@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 
 from tasks.report_data import RunFolder, higher_is_better
 from tasks.report_plots import COLOURS, STYLE
+from tasks.report_scores import protocol_notes
 from tasks.report_sweep import Variant, band, summary, variants_of
 
 _MOST_METRICS = 3  # rows of the picture
@@ -25,13 +27,28 @@ def write_files(runs: Sequence[RunFolder], folder: Path) -> list[Path]:
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
     written = [folder / "sweep.csv", folder / "sweep.md"]
     with open(written[0], "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows_of(variants, metrics, folder))
-    written[1].write_text(table_of(variants, metrics), encoding="utf-8")
+        csv.writer(file).writerows([cell(text) for text in row] for row in rows_of(variants, metrics, folder))
+    notes = "".join(f"\nWarning: {note}.\n" for note in protocol_notes(runs))
+    written[1].write_text(table_of(variants, metrics) + notes, encoding="utf-8")
     if metrics:
         written.append(folder / "sweep.png")
         with matplotlib.rc_context(STYLE):
             picture_of(variants, metrics[:_MOST_METRICS]).savefig(written[-1], dpi=150)
     return written
+
+
+def cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: those begin with = + - @; numbers stay as they are."""
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return text
+
+
+def markdown(text: str) -> str:
+    """A text inside a table of Markdown: no column of its own, no tag."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'").replace("[", "\\[")
 
 
 def rows_of(variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -> list[list[str]]:
@@ -63,13 +80,18 @@ def seed_of(run: RunFolder) -> str:
 
 def table_of(variants: Sequence[Variant], metrics: Sequence[str]) -> str:
     """Markdown: mean and standard deviation over the seeds of the scores at the last step."""
-    lines = ["| variant | runs | step | " + " | ".join(metrics) + " |", "|---|---|---|" + "---|" * len(metrics)]
+    lines = [
+        "| variant | runs | step | " + " | ".join(map(markdown, metrics)) + " |",
+        "|---|---|---|" + "---|" * len(metrics),
+    ]
     for variant in variants:
         found = [summary(variant, name) for name in metrics]
         steps = sorted({step for s in found if s is not None for step in s.steps})
         cells = ["-" if s is None else f"{s.mean:.4g}" + ("" if s.std is None else f" ± {s.std:.2g}") for s in found]
         shown = " to ".join(f"{step}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
-        lines.append(f"| {variant.label} | {len(variant.runs)} | {shown or '-'} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {markdown(variant.label)} | {len(variant.runs)} | {shown or '-'} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

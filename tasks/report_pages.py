@@ -8,14 +8,17 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
+from datamodules.pictures import open_picture
 from tasks.report_alignment import alignment_figures
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
 from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
-from tasks.report_scores import evaluation_of, protocol_notes
+from tasks.report_probe import probe_of
+from tasks.report_scores import evaluation_of, own_protocol_notes, protocol_notes
 from tasks.report_sweep import Variant, band, summary, variants_of
 
 _MOST_GRIDS = 8
@@ -26,7 +29,9 @@ def run_page(run: RunFolder) -> dict[str, Any]:
     heroes, strips = _pictures(run.grids)
     losses = sorted((n for n in run.series if _is_loss(n)), key=lambda n: (n != "train/loss", "align" in n, n))
     machine = [n for n in ("train/lr", "train/grad_norm", "train/images_per_second") if n in run.series]
-    scores = [_score_row(run, name) for name in run.metrics]
+    trained = [name for name in run.metrics if f"metric/{name}" in run.series]  # others are in the evaluation
+    scores = [_score_row(run, name) for name in trained]
+    probe = probe_of(run)  # before what is missing is shown
     return {
         "kind": "run report",
         "title": _title(run),
@@ -34,6 +39,7 @@ def run_page(run: RunFolder) -> dict[str, Any]:
         "parts": _parts(run),
         "cards": _cards(run),
         "missing": run.missing,
+        "incomparable": own_protocol_notes(run),
         "heroes": heroes,
         "strips": strips,
         "scores": scores,
@@ -41,10 +47,11 @@ def run_page(run: RunFolder) -> dict[str, Any]:
         "last_step": max((int(s.steps[-1]) for s in run.metrics.values()), default=0),
         "score_plots": [
             _figure(name, "score", lambda log, n=name: metric_curve(run, n, log))
-            for name, series in run.metrics.items()
-            if len(series.steps) > 1
+            for name in trained
+            if len(run.metrics[name].steps) > 1
         ],
         "evaluation": evaluation_of(run),
+        "probe": probe,
         "losses": [_loss_figure(run, name, wide=index == 0) for index, name in enumerate(losses)],
         "machine_plots": [_machine_figure(run, name) for name in machine],
         "facts": _facts(run),
@@ -70,7 +77,8 @@ def sweep_page(runs: Sequence[RunFolder], folder: Path) -> dict[str, Any]:
             {"what": "variants", "value": len(variants), "note": "differ by more than the seed"},
             *(_best_card(variants, name) for name in metrics[:3]),
         ],
-        "missing": [*_sweep_notes(variants, metrics), *protocol_notes(runs)],
+        "missing": _sweep_notes(variants, metrics),
+        "incomparable": protocol_notes(runs),
         "metrics": metrics,
         "variants": [_variant_row(v, variants, metrics, folder) for v in variants],
         "plots": [_band_figure(variants, name) for name in metrics if any(band(v, name) for v in variants)],
@@ -135,13 +143,16 @@ def _last_ema(grids: Sequence[Grid]) -> list[Grid]:
 
 
 def _png(path: Path) -> str:
+    """The file as it is, when it is a picture: a report carries no other file away."""
+    with open_picture(path) as grid:
+        grid.verify()
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _thumbnail(path: Path) -> str:
     """Small enough that many grids keep the page light."""
     buffer = io.BytesIO()
-    with Image.open(path) as grid:
+    with open_picture(path) as grid:
         small = grid.convert("RGB")
         small.thumbnail((440, 880), Image.Resampling.LANCZOS)
         small.save(buffer, format="WEBP", quality=88)
@@ -249,7 +260,8 @@ def _variant_row(v: Variant, variants: Sequence[Variant], metrics: Sequence[str]
     links = []
     for run in v.runs:
         target = run.path / "report.html" if (run.path / "report.html").is_file() else run.path
-        links.append({"href": os.path.relpath(target, folder), "text": run.path.name})
+        # Quoted, and with './' in front: the name of a folder is no scheme ("javascript:").
+        links.append({"href": "./" + quote(os.path.relpath(target, folder)), "text": run.path.name})
     shown = " to ".join(f"{step:,}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
     return {"words": v.label.split(" "), "seeds": len(v.runs), "step": shown or "-", "cells": cells, "links": links}
 

@@ -19,6 +19,7 @@ COLOURS = (
     *("#c2255c", "#866118", "#495057", "#e8a400", "#74b816"),
 )
 STYLE = {
+    "text.parse_math": False,  # names of runs and scores are words, no formulas
     "svg.fonttype": "path",
     "font.size": 8.5,
     "text.color": "#3a3f4a",

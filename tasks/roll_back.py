@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoint import checkpoints_in, step_of
 from callbacks.guard import Collapsed
 from repalign.errors import UserError
+from repalign.seals import seal_of
 
 RECORD = "roll_backs.json"
 MOST = 3  # a fourth collapse is no accident
@@ -21,7 +22,17 @@ SEED_STEP = 1_000_003  # between the seeds of two attempts: far apart, so that s
 def roll_backs(run_dir: Path) -> list[dict[str, Any]]:
     """What was rolled back in this run so far, oldest first."""
     path = run_dir / RECORD
-    return json.loads(path.read_text()) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        held = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"'{path}' cannot be read ({type(error).__name__}); remove it, or choose another run_name"
+        ) from error
+    if not (isinstance(held, list) and all(isinstance(entry, dict) for entry in held)):
+        raise UserError(f"'{path}' is no list of roll-backs; remove it, or choose another run_name")
+    return held
 
 
 def seed_after(done: list[dict[str, Any]], seed: int) -> int:
@@ -55,6 +66,7 @@ def _set_aside(collapse: Collapsed, run_dir: Path, done: list[dict[str, Any]]) -
     for path in checkpoints_in(run_dir):
         if step_of(path) >= collapse.since:
             path.rename(path.with_suffix(".ckpt.collapsed"))
+            seal_of(path).unlink(missing_ok=True)
     assert collapse.good is not None
     entry = {"noticed": collapse.step, "since": collapse.since, "to": step_of(collapse.good), "why": str(collapse)}
     partial = run_dir / f".{RECORD}.incomplete"

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Int, UInt8
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -26,7 +27,7 @@ from repalign.metrics.features import to_uint8
 from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
 from tasks.drawing import Drawing, pictures_of
-from tasks.processes import device
+from tasks.processes import device, process_group
 
 __all__ = ["generate", "run"]
 
@@ -57,10 +58,24 @@ def run(cfg: DictConfig) -> None:
         raise UserError(
             f"task.write: found {list(task.write)}; with task.parts above 1 each process writes [png] alone"
         )
-    assembly, generator, checkpoint = restored(cfg)
-    wanted = wanted_labels(cfg, assembly)
-    labels = rows_of(wanted)
-    output, told = Path(task.output), settings(cfg, checkpoint)
+    with process_group() as share:
+        if share.parts > 1 and (task.keep is None or task.parts > 1):
+            raise UserError(
+                "task.keep, task.parts: the processes that torchrun started share the work by the folder of drawn "
+                "pictures; name a folder by task.keep and leave task.part and task.parts alone"
+            )
+        assembly, generator, checkpoint = restored(cfg)
+        wanted, told = wanted_labels(cfg, assembly), settings(cfg, checkpoint)
+        if share.parts > 1:
+            drawing_of(cfg, told, wanted, generator).draw(share)
+            dist.barrier()
+        if share.part == 0:  # of several processes one writes, from the shards of all
+            _write(cfg, told, wanted, generator)
+
+
+def _write(cfg: DictConfig, told: dict[str, Any], wanted: Wanted, generator: Any) -> None:
+    """Draw what is not there yet, and write it in every form that was asked for."""
+    task, labels, output = cfg.task, rows_of(wanted), Path(cfg.task.output)
     writers = [_writer(name)(output, len(labels), task.columns) for name in task.write]
     output.mkdir(parents=True, exist_ok=True)
     draw = _draw if task.keep is None else _draw_and_keep

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lightning_modules.base import RunModule
 from lightning_modules.diffusion import DiffusionModule
 from repalign.errors import UserError
+from repalign.reading import read_torch
+from repalign.seals import require_whole
 from tasks.convert import parts_of, read_parts
 
 POSITIONS = ("pos_embed", "pos_embed_mid")
@@ -50,8 +52,9 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
 
 def _of_run(file: Path, name: str, owner: nn.Module, parts: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
     """The parts in a checkpoint of ours, by their places in ``owner``."""
+    require_whole(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        content = read_torch(file)["state_dict"]
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"init_from: '{file}' is no checkpoint of a run ({type(error).__name__})") from error
     places = {id(part): place for place, part in owner.named_modules()}

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,8 +17,11 @@ from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
+from repalign.reading import read_torch
+from repalign.seals import require_whole
 from tasks.build import assemble
 from tasks.instantiate import build
+from tasks.loggers import end, loggers_of
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
 from tasks.start import start_from
@@ -66,7 +68,7 @@ def attempt(cfg: DictConfig) -> None:
         print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
-    loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
+    loggers = loggers_of(cfg)
     by_hand: dict[str, Any] = {}
     if not assembly.module.automatic_optimization:
         by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
@@ -93,9 +95,7 @@ def attempt(cfg: DictConfig) -> None:
     try:
         trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
     finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next job of a sweep in this process would write into this run
+        end(loggers)
 
 
 @rank_zero_only
@@ -127,12 +127,35 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
             raise UserError(f"resume: 'never', but '{run_dir}' already holds checkpoints; choose another run_name")
         return None
     if resume == "auto":
-        found = checkpoints_in(run_dir)
-        return found[-1] if found else None
+        return newest_whole(run_dir)
     path = Path(resume)
     if not path.is_file():
         raise UserError(f"resume: no checkpoint '{resume}'; give 'auto', 'never' or the path of a .ckpt file")
+    require_whole(path)
     return path
+
+
+def newest_whole(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run that is what was written; says in a line which ones are not.
+
+    Raises:
+        UserError: when there are some, and all are damaged: beginning anew is not for this to decide.
+    """
+    found = checkpoints_in(run_dir)
+    for checkpoint in reversed(found):
+        try:
+            require_whole(checkpoint)
+            _step_of(checkpoint)
+        except UserError as error:
+            print(f"{error}; trying the one before", flush=True)
+        else:
+            return checkpoint
+    if found:
+        raise UserError(
+            f"resume: all {len(found)} checkpoints in '{found[0].parent}' are damaged; restore one, or remove them to "
+            "begin anew"
+        )
+    return None
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -142,6 +165,6 @@ def _step_of(checkpoint: Path) -> int:
         UserError: when the file is torn or foreign.
     """
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+        return int(read_torch(checkpoint, mmap=True)["progress"]["step"])
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from datamodules.image_folder import files_by_class
 from datamodules.layouts.latent_files import LatentFiles, Row
 from datamodules.store import DamagedStore
 from repalign.autoencoders.posterior import from_log_variance
+from repalign.reading import read_torch
 
 
 class DDTLatents(LatentFiles):
@@ -42,8 +42,8 @@ class DDTLatents(LatentFiles):
     def read(self, row: int) -> Row:
         """Mean and standard deviation."""
         try:
-            held = torch.load(self.root / self.names[row], map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            held = read_torch(self.root / self.names[row])
+        except (OSError, RuntimeError) as error:
             raise DamagedStore(
                 f"{self.key}: cannot read {self.place(row)} ({type(error).__name__}); restore the file"
             ) from error

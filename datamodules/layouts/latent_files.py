@@ -164,7 +164,7 @@ def labels_from_json(content: bytes, key: str, place: str) -> dict[str, int]:
     try:
         pairs = json.loads(content)["labels"]
         labels = {str(name).replace("\\", "/"): int(label) for name, label in pairs or ()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f'{key}: {place} is not of the form {{"labels": [["00000/a.npy", 0], ...]}} ({error})'
         ) from error

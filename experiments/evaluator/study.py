@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from tasks.drawing import Drawing  # noqa: E402
 
 REAL, MADE = 300, 251  # pictures; the second is a prime
 DRAWN = 2000  # pictures that are drawn and killed
-ROUNDS = 3
+ROUNDS = 2
 
 lines: list[str] = []
 
@@ -211,48 +212,66 @@ def _only(logits: Tensor) -> Any:
 def speed(folder: Path, network: nn.Module, reference: Reference, made: Tensor) -> None:
     """Pictures per second, and what it brings to score while the next pictures are drawn."""
     weight = torch.randn(1500, 1500, generator=torch.Generator().manual_seed(0)) / 40
+    times: dict[str, list[float]] = {}
+    used: dict[str, list[float]] = {}  # of the processor, by all threads: what other work on the machine does not move
 
-    def generator(labels: Tensor, draws: Any) -> Tensor:
-        state = torch.ones(64, 1500)
-        for _ in range(90):  # stands for a sampler: about as long as the scoring of the batch
-            state = torch.tanh(state @ weight)
-        return made[torch.tensor(draws.serials)] + 0 * state.sum()
+    def scorer() -> FeatureMetrics:
+        return metrics(reference, network)
 
-    def scoring() -> None:
-        scored = metrics(reference, network)
+    def scoring(number: int) -> None:
+        scored = scorer()
         for part in made.split(64):
             scored.update(part)
         scored._look(whole=True)
 
-    def drawing(name: str, take: Callable[[Tensor, Tensor], None] | None) -> None:
-        labels = torch.zeros(MADE, dtype=torch.int64)
-        Drawing(folder / name, {}, labels, generator, 0, 64, "round", torch.device("cpu")).draw(take=take)
+    def busy(labels: Tensor, draws: Any) -> Tensor:
+        state = weight
+        for _ in range(90):  # stands for a sampler on the same processor: about as long as the scoring of the batch
+            state = torch.tanh(state @ weight)
+        return made[torch.tensor(draws.serials)] + 0 * state.sum()
 
-    def apart(number: int) -> None:
-        drawing(f"apart_{number}", None)
-        scoring()
+    def elsewhere(labels: Tensor, draws: Any) -> Tensor:
+        # Stands for a sampler on an accelerator: as long as the scoring of the batch, and the processor is free.
+        time.sleep(statistics.median(times["scoring"]) * len(draws.serials) / MADE)
+        return made[torch.tensor(draws.serials)]
 
-    def together(number: int) -> None:
-        scored = metrics(reference, network)
-        drawing(f"together_{number}", lambda serials, images: scored.update(images.float() / 255, serials))
+    def drawing(name: str, generator: Callable[[Tensor, Any], Tensor], overlap: bool, score: bool) -> None:
+        scored, labels = scorer(), torch.zeros(MADE, dtype=torch.int64)
+        one = Drawing(folder / name, {}, labels, generator, 0, 64, "round", torch.device("cpu"), overlap)
+        one.draw(take=(lambda serials, images: scored.update(images.float() / 255, serials)) if score else None)
         scored._look(whole=True)
 
-    times: dict[str, list[float]] = {"scoring": [], "drawing": [], "one after the other": [], "overlapped": []}
-    for number in range(ROUNDS):
-        for name, work in (
-            ("scoring", lambda n: scoring()),
-            ("drawing", lambda n: drawing(f"alone_{n}", None)),
-            ("one after the other", apart),
-            ("overlapped", together),
+    works: dict[str, Callable[[int], None]] = {"scoring": scoring}
+    for place, generator in (("the same processor", busy), ("an accelerator (stood for by a wait)", elsewhere)):
+        for kind, overlap, score in (
+            ("drawing", False, False),
+            ("drawing, then scoring, of each batch", False, True),
+            ("scoring beside the drawing", True, True),
         ):
-            began = time.perf_counter()
+            name = f"{kind}, sampler on {place}"
+            works[name] = partial(_numbered, drawing, name, generator, overlap, score)
+    for number in range(ROUNDS):
+        for name, work in works.items():
+            began, spent = time.perf_counter(), time.process_time()
             work(number)
-            times[name].append(time.perf_counter() - began)
-    say("| work on 251 pictures, one thread of arithmetic | s | pictures/s |\n|---|---|---|")
+            times.setdefault(name, []).append(time.perf_counter() - began)
+            used.setdefault(name, []).append(time.process_time() - spent)
+    say(f"| work on {MADE} pictures, one thread of arithmetic | s | CPU s | pictures per CPU s |\n|---|---|---|---|")
     for name, values in times.items():
-        say(f"| {name} | {statistics.median(values):.2f} | {MADE / statistics.median(values):.0f} |")
-    gains = [a / b for a, b in zip(times["one after the other"], times["overlapped"], strict=True)]
-    say(f"\nOverlapped against one after the other, median of the rounds' ratios: {statistics.median(gains):.2f}.\n")
+        cpu = statistics.median(used[name])
+        say(f"| {name} | {statistics.median(values):.2f} | {cpu:.2f} | {MADE / cpu:.0f} |")
+    say()
+    names = list(works)
+    for apart, together in ((names[2], names[3]), (names[5], names[6])):
+        gains = [a / b for a, b in zip(times[apart], times[together], strict=True)]
+        place = apart.partition("sampler on ")[2]
+        say(f"Gain of overlapping, sampler on {place}, median of the rounds' ratios: {statistics.median(gains):.2f}.")
+    say()
+
+
+def _numbered(work: Callable[..., None], name: str, *arguments: Any) -> None:
+    *options, number = arguments
+    work(f"{name} {number}", *options)
 
 
 def killed(folder: Path, made: Tensor) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from repalign.autoencoders.latent_norm import ScaleShift
-from repalign.autoencoders.running_norm import RunningStatistics
+from repalign.autoencoders.latent_norm import HasScale
 from repalign.errors import UserError
+from repalign.folders import new_folder
+from repalign.reading import first_line
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -38,7 +38,12 @@ def check_config(path: str | Path | None, sizes: Mapping[str, Any]) -> None:
     file = Path(path or "") / CONFIG
     if path is None or not file.is_file():
         return
-    held = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"autoencoder.weights: '{file}' cannot be read as JSON ({first_line(error)})") from error
+    if not isinstance(held, dict):
+        raise UserError(f"autoencoder.weights: '{file}' holds a {type(held).__name__}, expected options by name")
     for option, entry in _OPTIONS.items():
         if held.get(entry, sizes[option]) != sizes[option]:
             raise UserError(
@@ -47,7 +52,7 @@ def check_config(path: str | Path | None, sizes: Mapping[str, Any]) -> None:
             )
 
 
-def write_folder(folder: str | Path, network: AutoencoderKL, norm: ScaleShift | RunningStatistics) -> None:
+def write_folder(folder: str | Path, network: AutoencoderKL, norm: HasScale) -> None:
     """Write a complete folder, which ``AutoencoderKL.from_pretrained`` reads.
 
     The configuration holds ``scaling_factor`` and ``shift_factor`` for a norm with one number for all channels. For one
@@ -62,9 +67,6 @@ def write_folder(folder: str | Path, network: AutoencoderKL, norm: ScaleShift | 
     Raises:
         UserError: when the folder holds something, or when diffusers has no such architecture.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"task.output: '{target}' exists; give a new folder")
     convolution = network.post_quant_conv
     if convolution is not None and convolution.in_channels != convolution.out_channels:
         raise UserError(
@@ -72,21 +74,17 @@ def write_folder(folder: str | Path, network: AutoencoderKL, norm: ScaleShift | 
             f"{convolution.out_channels} and {convolution.in_channels}; export it as ldm_vae"
         )
     network.register_to_config(**norm_entries(norm))
-    partial = target.with_name(f".{target.name}.incomplete")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.save_pretrained(partial)
-    if target.exists():
-        target.rmdir()
-    partial.replace(target)
+    with new_folder(folder) as partial:
+        network.save_pretrained(partial)
 
 
-def norm_entries(norm: ScaleShift | RunningStatistics) -> dict[str, Any]:
+def norm_entries(norm: HasScale) -> dict[str, Any]:
     """The entries of ``config.json`` that stand for a latent norm."""
     scale, bias = _numbers(norm.scale), _numbers(norm.bias)
     if len(scale) == len(bias) == 1:
         return {
             "scaling_factor": scale[0],
-            "shift_factor": bias[0] or None,
+            "shift_factor": bias[0],  # a number even if 0: SD3's pipeline adds it unseen
             "latents_mean": None,
             "latents_std": None,
         }

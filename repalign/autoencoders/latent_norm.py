@@ -8,7 +8,6 @@ an autoencoder under training are in :mod:`repalign.autoencoders.running_norm`.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, LatentNorm
+from repalign.reading import first_line, read_torch
 from repalign.state import State, map_state
 
 PATH_KEY = "autoencoder.norm.path"
@@ -175,9 +175,9 @@ def _read(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".json":
             held = json.loads(file.read_text(encoding="utf-8"))
         else:
-            held = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"{PATH_KEY}: '{file}' cannot be read ({str(error).splitlines()[0]}); is it torn?") from error
+            held = read_torch(file)
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise UserError(f"{PATH_KEY}: '{file}' cannot be read ({first_line(error)}); is it torn?") from error
     if not isinstance(held, Mapping):
         raise UserError(f"{PATH_KEY}: '{file}' holds a {type(held).__name__}, expected values by name")
     return held

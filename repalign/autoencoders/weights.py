@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from repalign.errors import UserError, nearest
+from repalign.reading import first_line, read_torch
 
 KEY = "autoencoder.weights"
 PROVENANCE = "provenance"
@@ -51,13 +51,18 @@ def read_weights(path: str | Path | None) -> tuple[dict[str, Tensor], dict[str, 
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
-                stored = (opened.metadata() or {}).get(PROVENANCE, "{}")
-                return {name: opened.get_tensor(name) for name in opened.keys()}, json.loads(stored)  # noqa: SIM118
-        held = torch.load(file, map_location="cpu", weights_only=True)
-        return dict(held.get("state_dict", held)), {}
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{KEY}: '{file}' cannot be read ({first}); is it torn? Copy or train it again.") from error
+                stored = json.loads((opened.metadata() or {}).get(PROVENANCE, "{}"))
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+                return tensors, stored if isinstance(stored, dict) else {}
+        held = read_torch(file)
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:  # RecursionError is a RuntimeError
+        raise UserError(
+            f"{KEY}: '{file}' cannot be read ({first_line(error)}); is it torn? Copy or train it again."
+        ) from error
+    held = held.get("state_dict", held) if isinstance(held, Mapping) else held
+    if not isinstance(held, Mapping) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise UserError(f"{KEY}: '{file}' holds no state dict; expected tensors by name")
+    return {str(name): value for name, value in held.items()}, {}
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ class DiT(nn.Module):
         train_positions: train the positions from their sine-cosine values on. DiT, SiT and REPA keep them fixed;
             REPA-E's official joint run trains them, because it unfreezes every parameter after the autoencoder's pass.
         token_io: makes the token io from (shape of the state, patch, width, variance head); patches alone by default.
+        max_period: of the time embedding. 10000^(128/127) gives the frequencies of diffusers' DiT, 10000^(-k/127).
 
     Raises:
         ValueError: when the patch does not divide the latent or the heads do not divide the width.
@@ -64,11 +65,12 @@ class DiT(nn.Module):
         variance_head: bool = False,
         train_positions: bool = False,
         token_io: Callable[..., TokenIO] = PatchIO,
+        max_period: float = 10000.0,
     ) -> None:
         super().__init__()
         self.io = token_io(latent_shape, patch, dim, variance_head)
         self.pos_embed = fixed_or_trained(self.io.positions(), train_positions)
-        self.time_embed = TimeEmbedding(dim)
+        self.time_embed = TimeEmbedding(dim, max_period=max_period)
         self.label_embed = nn.Embedding(num_classes + 1, dim)
         self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, qk_norm) for _ in range(depth))
         self.final_modulation = Modulation(dim, 2)

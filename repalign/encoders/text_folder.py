@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from repalign.errors import UserError, unknown_choice
+from repalign.reading import first_line
 
 KEY = "text_encoders"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Entries of a configuration that name code, and the implementations of attention that are no code of a hub.
+_CODE = ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal", "custom_pipelines")
+_ATTENTION = ("eager", "sdpa", "flash_attention_2")
+_MOST_CONFIG = 1 << 20  # bytes; larger JSON files are vocabularies
 # What a tokenizer reads of its folder: part of the fingerprint, for other tokens are other states.
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 
@@ -51,16 +56,42 @@ def load_text_network(
             "model.safetensors, or null for the embedded network where there is one"
         )
     transformers = package("transformers", "models")
+    if not (kind.isidentifier() and hasattr(getattr(transformers, kind, None), "from_pretrained")):
+        raise UserError(
+            f"{KEY}.kind: transformers has no network '{kind}'; AutoModelForTextEncoding reads most folders"
+        )
+    check_plain(place, f"{KEY}.folder")
+    check_plain(words, f"{KEY}.folder")
     try:
         loaded = getattr(transformers, kind).from_pretrained(
             place, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=PRECISIONS[precision]
         )
         reader = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # a folder of someone else; the library raises nearly every kind
         raise UserError(
-            f"{KEY}.folder: '{place}' holds no text encoder that can be read ({str(error).splitlines()[0]})"
+            f"{KEY}.folder: '{place}' holds no text encoder that can be read ({first_line(error)})"
         ) from error
     return loaded, reader, _tokenizer_digest(words)
+
+
+def check_plain(folder: Path, key: str) -> None:
+    """Refuse a folder of transformers that asks for code: of its own (``auto_map``), of a hub, or of an adapter.
+
+    ``trust_remote_code=False`` is given too; advisories of 2026 were about configurations that turned it on.
+
+    Raises:
+        UserError: naming the file and the entry.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{key}: '{folder}' holds an adapter, whose base may be anywhere; give a whole network")
+    for file in sorted(folder.glob("*.json")):
+        try:
+            held = json.loads(file.read_bytes()) if file.stat().st_size < _MOST_CONFIG else {}
+        except (ValueError, RecursionError, OSError) as error:
+            raise UserError(f"{key}: '{file}' cannot be read as JSON ({first_line(error)})") from error
+        for entry in _CODE if isinstance(held, dict) else ():
+            if held.get(entry) and not (entry.startswith("_attn") and held[entry] in _ATTENTION):
+                raise UserError(f"{key}: '{file}' asks for code ('{entry}': {str(held[entry])[:80]}); remove the entry")
 
 
 def check_length(length: int) -> None:

@@ -38,7 +38,7 @@ class CLIPTextEncoder(Frozen):
     ) -> None:
         super().__init__()
         check_length(length)
-        self.network, self._tokenizer, words = load_text_network(
+        self.network, self.tokenizer, words = load_text_network(
             folder, network, tokenizer, "CLIPTextModelWithProjection", precision
         )
         self.length = length
@@ -50,7 +50,7 @@ class CLIPTextEncoder(Frozen):
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> TextStates:
         """Captions -> states [B, N, D], mask [B, N], pooled vector [B, P], in float32; no gradient."""
-        ids, mask = _tokens(self._tokenizer, captions, self.length, self.network.device)
+        ids, mask = _tokens(self.tokenizer, captions, self.length, self.network.device)
         with torch.autocast(ids.device.type, enabled=False):
             output = self.network(input_ids=ids, output_hidden_states=True)
         return TextStates(output.hidden_states[-2].float(), mask, output.text_embeds.float())
@@ -80,9 +80,7 @@ class T5TextEncoder(Frozen):
     ) -> None:
         super().__init__()
         check_length(length)
-        self.network, self._tokenizer, words = load_text_network(
-            folder, network, tokenizer, "T5EncoderModel", precision
-        )
+        self.network, self.tokenizer, words = load_text_network(folder, network, tokenizer, "T5EncoderModel", precision)
         self.length = length
         self.spec = TokenSpec(self.network.config.d_model)
         self.pooled_dim: int | None = None
@@ -92,7 +90,7 @@ class T5TextEncoder(Frozen):
     @torch.no_grad()
     def forward(self, captions: Sequence[str]) -> TextStates:
         """Captions -> states [B, N, D] and mask [B, N], in float32; no gradient."""
-        ids, mask = _tokens(self._tokenizer, captions, self.length, self.network.device)
+        ids, mask = _tokens(self.tokenizer, captions, self.length, self.network.device)
         with torch.autocast(ids.device.type, enabled=False):
             output = self.network(input_ids=ids)
         return TextStates(output.last_hidden_state.float(), mask)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repalign.encoders.cards import Card
 from repalign.errors import UserError, nearest
+from repalign.reading import read_torch
 
 KEY = "encoders.main.weights"
 HUB, RANDOM = "hub", "random"
@@ -64,13 +65,17 @@ def fill(network: nn.Module, card: Card, held: Mapping[str, Any], origin: str) -
         UserError: naming the first tensor that is missing, left over or of another shape.
     """
     unwrap, convert = FAMILIES[card.family]
-    unwrapped = unwrap(dict(held))
-    _check_patches(network, unwrapped, card, origin)
-    kept = {
-        name: value
-        for name, value in convert(unwrapped, network).items()
-        if not name.startswith(_UNUSED) and (card.final_norm or not name.startswith("norm."))
-    }
+    try:
+        unwrapped = unwrap(dict(held))
+        _check_patches(network, unwrapped, card, origin)
+        converted = convert(unwrapped, network)
+        kept = {
+            name: value
+            for name, value in converted.items()
+            if not name.startswith(_UNUSED) and (card.final_norm or not name.startswith("norm."))
+        }
+    except (AttributeError, TypeError, KeyError, IndexError, RuntimeError) as error:  # nested in another way
+        raise UserError(f"{KEY}: '{origin}' is no file of {card.name} ({card.family}): {error}") from error
     _load_exactly(network, kept, card, origin)
 
 
@@ -100,8 +105,8 @@ def _read(file: Path, card: Card) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        held = read_torch(file)
+    except (SafetensorError, OSError, RuntimeError) as error:
         # A TorchScript archive (OpenAI's CLIP download) ends here too: it is a program, not tensors.
         raise UserError(
             f"{KEY}: '{file}' holds more than tensors, or is broken ({_first_line(error)}); give 'hub', or the "

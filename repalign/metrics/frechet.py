@@ -43,4 +43,5 @@ class FrechetDistance:
                 f"reference: its {self.of} features have width {len(real_mean)}, the metric's network gives "
                 f"{len(moments.total)}; measure the reference with the same network"
             )
-        return distance(real_mean, real_covariance, moments.mean, moments.covariance), None
+        root = reference.root(self.of)
+        return distance(real_mean, real_covariance, moments.mean, moments.covariance, root), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from repalign.errors import UserError
 from repalign.metrics.features import Features, to_uint8
+from repalign.metrics.inception_file import WANTED, find_inception
+from repalign.reading import read_torch
 
-FILE = "weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
 
 
@@ -38,24 +38,18 @@ class InceptionV3Features(nn.Module):
 
     def __init__(self, weights: str | None, sha256: str = "6726825d") -> None:
         super().__init__()
-        wanted = f"expected the path of {FILE} (torch-fidelity release v0.2.0); or choose metric=lite0"
-        standard = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-        if weights is None and not standard.is_file():
-            raise UserError(f"metric.network.weights: no Inception weights named, and none at '{standard}'; {wanted}")
-        path = standard if weights is None else Path(weights)
-        if not path.is_file():
-            raise UserError(f"metric.network.weights: no file '{path}'; {wanted}")
+        path = find_inception(weights)
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not found.startswith(sha256):
             raise UserError(
-                f"metric.network.weights: '{path}' has SHA-256 {found[:8]}..., expected {sha256}...; {wanted}"
+                f"metric.network.weights: '{path}' has SHA-256 {found[:8]}..., expected {sha256}...; {WANTED}"
             )
         try:
             # torch-fidelity unpickles without restraint; a file that the restricted reader accepts runs no code there.
-            torch.load(path, map_location="cpu", weights_only=True)
+            read_torch(path)
         except Exception as error:
-            raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {wanted}") from error
+            raise UserError(f"metric.network.weights: '{path}' cannot be read as weights; {WANTED}") from error
         self.resize = "bilinear of TensorFlow 1, to 299"
         self.fingerprint = f"inception-{found[:16]}"
         self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))

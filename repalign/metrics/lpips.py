@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from repalign.errors import UserError, nearest
+from repalign.reading import read_torch
 
 VGG_KEY, HEADS_KEY = "paths.vgg16", "paths.lpips"
 RANDOM = "random"
@@ -138,7 +139,7 @@ def _read(file: Path, key: str, variable: str, what: str) -> dict[str, Tensor]:
             f"its path by the environment variable {variable}"
         )
     try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
+        return dict(read_torch(file))
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"{key}: '{file}' cannot be read ({type(error).__name__}); expected {what}") from error
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.metrics.features import Features
-from repalign.metrics.moments import Moments
+from repalign.metrics.moments import Moments, root_of
 from repalign.random import SampleRandom
 
 
@@ -42,6 +43,7 @@ class Reference:
     fingerprint: str
     spatial_mean: Float[Tensor, " s"] | None = None
     spatial_covariance: Float[Tensor, "s s"] | None = None
+    _roots: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def holds(self) -> frozenset[str]:
@@ -55,6 +57,12 @@ class Reference:
             return self.mean, self.covariance
         assert self.spatial_mean is not None and self.spatial_covariance is not None, "asked of a reference without"
         return self.spatial_mean, self.spatial_covariance
+
+    def root(self, kind: str) -> Float[Tensor, "d d"]:
+        """Square root of the covariance, computed once: intervals ask for it again and again."""
+        if kind not in self._roots:
+            self._roots[kind] = root_of(self.moments(kind)[1])
+        return self._roots[kind]
 
     @classmethod
     def measure(
@@ -120,7 +128,17 @@ class Reference:
             )
         try:
             return cls._load_moments(path) if path.suffix == ".npz" else cls._load_own(path)
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            RuntimeError,
+            EOFError,
+            MemoryError,
+            BadZipFile,
+        ) as error:
             raise UserError(
                 f"reference: '{path}' cannot be read ({error}); expected .safetensors of this project or .npz with "
                 "mu, sigma; delete it if it is this project's cache"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +112,7 @@ class FeatureMetrics:
         if file.exists():
             reference = Reference.load(file)
         else:
-            reference = Reference.measure(self._features, batches(), identity)
+            reference = Reference.measure(self._features, _portions(batches(), self.chunk), identity)
             reference.save(file)
         self.set_reference(reference if moments is None else replace(moments, features=reference.features))
         return reference
@@ -164,7 +164,7 @@ class FeatureMetrics:
         """Every score by name.
 
         Where it is a mean over parts, ``<name>_std`` is the deviation between them; with ``draws``, ``<name>_ci95`` is
-        half the width of its 95 % interval.
+        half the width of its 95 % interval, left out where half of the pictures are too few for the score.
 
         Raises:
             UserError: when a score needs a reference and none was given, or more pictures.
@@ -177,13 +177,16 @@ class FeatureMetrics:
             values[name], spread = score(self._drawn, self.reference)  # type: ignore[arg-type]  # checked above
             if spread is not None:
                 values[f"{name}_std"] = spread
-            if self.draws:
-                values[f"{name}_ci95"] = half_width(
-                    lambda part, score=score: score(part, self.reference)[0],  # type: ignore[arg-type]
-                    self._drawn,
-                    self.draws,
-                )
+            if self.draws and (interval := self._interval(score)) is not None:
+                values[f"{name}_ci95"] = interval
         return values
+
+    def _interval(self, score: Score) -> float | None:
+        """None where the score of all pictures can be taken and that of a half of them cannot."""
+        try:
+            return half_width(lambda part: score(part, self.reference)[0], self._drawn, self.draws)  # type: ignore[arg-type]
+        except UserError:
+            return None
 
     def reset(self) -> None:
         """Forget the generated pictures; the reference stays."""
@@ -191,6 +194,18 @@ class FeatureMetrics:
         self._count = 0
         self._drawn = Drawn(needs, GROUPS if self.draws else 1)
         self._pending: list[tuple[Tensor, Tensor]] = []
+
+
+def _portions(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same pictures cut anew: full portions, then what is left."""
+    waiting = torch.empty(0)
+    for batch in batches:
+        waiting = torch.cat([waiting, batch]) if len(waiting) else batch
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
 
 
 def _first(values: Tensor | None, count: int) -> Any:

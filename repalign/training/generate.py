@@ -53,9 +53,18 @@ class ImageGenerator:
     latent_shape: StateShape
     examples: Examples | None = None
 
-    @torch.no_grad()
     def __call__(self, wanted: Int[Tensor, " b"] | Sequence[str], random: Randomness) -> Float[Tensor, "b 3 h w"]:
-        """Pictures in [0, 1] for class labels or captions; only the latent of the sampled state is decoded."""
+        """Pictures in [0, 1] for class labels or captions."""
+        return self.decode(self.latents(wanted, random))
+
+    @torch.no_grad()
+    def decode(self, raw: State) -> Float[Tensor, "b 3 h w"]:
+        """Pictures in [0, 1] of what :meth:`latents` gave; may run in another thread than it."""
+        return self.autoencoder.decode(raw)
+
+    @torch.no_grad()
+    def latents(self, wanted: Int[Tensor, " b"] | Sequence[str], random: Randomness) -> State:
+        """Raw latents: the sampler's work. Of a state of several streams the latent alone is kept."""
 
         def bind(cond: Cond) -> Field:
             return DenoisingField(self.backbone, self.path, self.parametrization, cond)
@@ -68,7 +77,7 @@ class ImageGenerator:
         null = self.conditioner.null(len(wanted), leading(x_1).device)
         field = self.guidance(bind, cond, null.completed(cond))
         latent = latent_of(self.sampler(field, x_1, random)).float()
-        return self.autoencoder.decode(self.norm.denormalize(latent))
+        return self.norm.denormalize(latent)
 
 
 def pure_noise(shape: StateShape, random: Randomness) -> State:

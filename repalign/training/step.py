@@ -16,6 +16,7 @@ from repalign.protocols import (
     Backbone,
     Conditioner,
     Encoder,
+    LatentNorm,
     Objective,
     Randomness,
     StreamSource,
@@ -62,10 +63,10 @@ def images_of(batch: Batch) -> Tensor | None:
     return None if images is None else images.float() / 255
 
 
-def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> State:
+def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness, norm: LatentNorm | None = None) -> State:
     """Normalised latents: from cached moments when the batch has them, else by encoding the images.
 
-    x_0 = norm(mean + std n) with fresh noise n at every step.
+    x_0 = norm(mean + std n) with fresh noise n at every step. ``norm`` None: the autoencoder's own.
 
     Raises:
         UserError: when the autoencoder has no latent statistics.
@@ -79,7 +80,7 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness) -> St
         with torch.no_grad():
             posterior = autoencoder.encode(images)
     noise = random.normal("posterior", posterior.mean.shape[1:])
-    return require_norm(autoencoder).normalize(posterior.sample(noise))
+    return (require_norm(autoencoder) if norm is None else norm).normalize(posterior.sample(noise))
 
 
 def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str], Tokens]:
@@ -109,9 +110,10 @@ def state_of(
     encoders: Mapping[str, Encoder],
     streams: Mapping[str, StreamSource],
     random: Randomness,
+    norm: LatentNorm | None = None,
 ) -> State:
     """x_0 of a batch: the normalised latent; with further streams, all of them by name, the latent first."""
-    latent = latents_of(batch, autoencoder, random)
+    latent = latents_of(batch, autoencoder, random, norm)
     if not streams:
         return latent
     assert isinstance(latent, Tensor), "an autoencoder gives one stream"

@@ -97,7 +97,7 @@ def test_a_folder_is_read_by_diffusers_and_by_us(tmp_path, norm):
 
 def test_numbers_of_a_norm_in_a_configuration():
     none = {"latents_mean": None, "latents_std": None}
-    assert norm_entries(ScaleShift(0.18215)) == {"scaling_factor": 0.18215, "shift_factor": None, **none}
+    assert norm_entries(ScaleShift(0.18215)) == {"scaling_factor": 0.18215, "shift_factor": 0.0, **none}
     assert norm_entries(ScaleShift(1.5305, 0.0609)) == {"scaling_factor": 1.5305, "shift_factor": 0.0609, **none}
     assert norm_entries(ScaleShift([0.5, 2.0], 0.25)) == {
         "scaling_factor": 1.0,

@@ -3,14 +3,18 @@ import hashlib
 import pytest
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from repalign.encoders.lite0 import Lite0Features
 from repalign.errors import UserError
 from repalign.metrics.features import to_uint8
 from repalign.metrics.frechet import FrechetDistance
-from repalign.metrics.inception import FILE, InceptionV3Features
+from repalign.metrics.inception import InceptionV3Features
+from repalign.metrics.inception_file import FILE
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics
+from tasks.instantiate import build
+from tasks.launch import compose
 from tests.metrics.small import pictures
 
 
@@ -74,6 +78,42 @@ def test_inception_reads_a_local_file_alone(weights, tmp_path, monkeypatch):
     assert InceptionV3Features(None, sha256=digest[:8]).fingerprint == network.fingerprint
     with pytest.raises(UserError, match="metric.network.weights: no file"):
         InceptionV3Features(str(tmp_path / "none.pth"))
+
+
+def test_inception_is_torch_fidelitys_network(weights):
+    """The same weights, bytes and features; the spatial ones by hand, layer by layer, to the block they come from."""
+    images = pictures(3, 1, size=40)
+    own = InceptionV3Features(str(weights), sha256="")(images)
+    theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(weights))
+    pooled, logits = theirs(to_uint8(images))
+    assert torch.equal(own.pooled, pooled) and torch.equal(own.logits, logits) and pooled.std() > 0
+    x = interpolate_bilinear_2d_like_tensorflow1x(to_uint8(images).float(), size=(299, 299), align_corners=False)
+    x = (x - 128) / 128
+    for name in "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 MaxPool_2".split():
+        x = getattr(theirs, name)(x)
+    for name in ("5b", "5c", "5d", "6a", "6b", "6c"):  # mixed, mixed_1, ..., mixed_5 of TensorFlow's graph
+        x = getattr(theirs, f"Mixed_{name}")(x)
+    early = theirs.Mixed_6d.branch1x1(x)
+    assert early.shape == (3, 192, 17, 17)
+    expected = early[:, :7].permute(0, 2, 3, 1).reshape(3, 17 * 17 * 7)
+    assert torch.equal(own.spatial, expected) and expected.std() > 0
+
+
+def test_all_scores_of_a_picture_come_from_one_call(weights, monkeypatch):
+    """FID, sFID, IS, precision, recall, KID, density and coverage: one pass, one call of the network per portion."""
+    monkeypatch.setenv("REPALIGN_INCEPTION", str(weights))
+    words = ["experiment=sit_s", "task=evaluate", "task.draws=0", "metric=inception", "metric.chunk=8"]
+    metrics = build(compose([*words, "+metric.network.sha256=''"]).metric, "metric")
+    sizes = []
+    metrics.network.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    metrics.set_reference(Reference.measure(metrics._features, [pictures(16, 1)], "real"))
+    assert sizes == [8, 8]
+    for part in pictures(20, 2, 0.1).split(6):
+        metrics.update(part)
+    values = metrics.compute()
+    assert sizes == [8, 8] + [8, 8, 8]  # the last portion is filled up
+    assert {"fid", "sfid", "is", "precision", "recall", "kid", "density", "coverage"} <= values.keys()
+    assert values["fid"] > 0 and values["sfid"] > 0 and values["fid"] != values["sfid"]
 
 
 def test_inception_file_with_code_is_refused(tmp_path):

@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 
 from datamodules.own_store import Share
 from repalign.errors import UserError
+from repalign.state import Cond
+from repalign.training.generate import ImageGenerator
 from tasks.drawing import Drawing, pictures_of
 from tasks.pictures_in import count_pictures, fingerprint_of, read_pictures
 
@@ -27,10 +31,10 @@ def slow(labels, random):
     return generator(labels, random)
 
 
-def drawing(root, draw=generator, batch=BATCH, **settings):
+def drawing(root, draw=generator, batch=BATCH, overlap=None, **settings):
     labels = torch.arange(COUNT) % 10
     told = {"seed": 3, "weights": "abc", **settings}
-    return Drawing(root, told, labels, draw, 3, batch, "round", torch.device("cpu"))
+    return Drawing(root, told, labels, draw, 3, batch, "round", torch.device("cpu"), overlap)
 
 
 def content(folder):
@@ -101,12 +105,74 @@ def test_every_picture_is_taken_once_drawn_now_or_before(tmp_path):
     assert torch.equal(stored, expected)
 
 
-def test_an_error_of_the_taker_stops_the_drawing(tmp_path):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_error_of_the_taker_stops_the_drawing(tmp_path, overlap):
     def refuse(serials, pictures):
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        drawing(tmp_path).draw(take=refuse)
+        drawing(tmp_path, overlap=overlap).draw(take=refuse)
+
+
+def two_stages():
+    """The real generator around parts that are as small as they can be: noise, then colours of it."""
+    decoded_in = []
+
+    class Colours:
+        def decode(self, raw):
+            decoded_in.append((threading.current_thread() is threading.main_thread(), torch.is_grad_enabled()))
+            return raw.sigmoid()
+
+    class Labels:
+        reads = ("label",)
+
+        def __call__(self, batch):
+            return Cond(label=batch["label"])
+
+        def null(self, count, device):
+            return Cond(label=torch.zeros(count, dtype=torch.int64))
+
+    def sampler(field, x_1, random):
+        return x_1 * 3
+
+    norm = SimpleNamespace(denormalize=lambda latent: latent + 1)
+    parts = {"backbone": None, "path": None, "parametrization": None, "guidance": lambda bind, cond, null: None}
+    made = ImageGenerator(
+        **parts, conditioner=Labels(), sampler=sampler, norm=norm, autoencoder=Colours(), latent_shape=(3, 4, 4)
+    )
+    return made, decoded_in
+
+
+def test_decoding_and_scoring_run_beside_the_sampler_where_that_is_asked(tmp_path):
+    found, threads = {}, {}
+    for overlap in (False, True):
+        made, threads[overlap] = two_stages()
+        one, taken = drawing(tmp_path / f"{overlap}", made, overlap=overlap), {}
+        one.draw(take=lambda serials, pictures, taken=taken: taken.update(zip(serials.tolist(), pictures, strict=True)))
+        stored = torch.from_numpy(one.store.whole("image")).permute(0, 3, 1, 2)
+        assert torch.equal(torch.stack([taken[i] for i in range(COUNT)]), stored)
+        found[overlap] = content(one.folder)
+    assert found[False] == found[True]
+    assert set(threads[False]) == {(True, False)}  # in the main thread, without gradients
+    assert set(threads[True][1:]) == {(False, False)}  # the first picture tells the size, before the drawing
+    assert not drawing(tmp_path).overlap  # on a CPU nobody gains by it
+    assert Drawing(tmp_path, {}, torch.arange(2), generator, 0, 1, "round", torch.device("cuda")).overlap
+
+
+def test_a_sampler_that_leaves_the_processor_alone_does_not_wait_for_the_scores(tmp_path):
+    """As on an accelerator: the drawing takes as long as the longer of the two, not as their sum."""
+
+    def elsewhere(labels, random):
+        time.sleep(0.04)
+        return generator(labels, random)
+
+    seconds = {}
+    for overlap in (False, True):
+        one = drawing(tmp_path / f"{overlap}", elsewhere, batch=8, overlap=overlap)
+        began = time.perf_counter()
+        one.draw(take=lambda serials, pictures: time.sleep(0.04))
+        seconds[overlap] = time.perf_counter() - began
+    assert seconds[True] < 0.8 * seconds[False]
 
 
 def test_processes_share_the_work(tmp_path):

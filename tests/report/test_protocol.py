@@ -139,6 +139,50 @@ def test_a_report_of_several_protocols_says_so(tmp_path):
         append_scores(tmp_path / name / "metrics.jsonl", lines)
         write_evaluation(summary(metrics, lines), tmp_path / name / "evaluation.json")
     page = write_report(tmp_path).read_text()
-    assert "fd: numbers of 2 protocols" in page and "labels: uniform against balanced" in page
+    assert "fd, kd: numbers of 2 protocols" in page and "labels: uniform against balanced" in page
+    assert "Not to be compared" in page
+    table = (tmp_path / "sweep.md").read_text()
+    assert "\nWarning: fd, kd: numbers of 2 protocols" in table and "do not compare them.\n" in table
     page = write_report(tmp_path / "a").read_text()
+    assert "Not to be compared" not in page
     assert lines[0]["protocol"] not in page and "labels: uniform" in page and " ± " in page
+
+
+def test_a_run_with_numbers_of_several_protocols_says_so(tmp_path):
+    """Of the training and of an evaluation after it, with another number of pictures."""
+    run = make_run(tmp_path / "run")
+    for count in (20, 25):
+        metrics = scored(count)
+        append_scores(run / "metrics.jsonl", score_lines(metrics, metrics.compute(), DRAWING, 3))
+    page = write_report(run).read_text()
+    assert "Not to be compared" in page and "fd, kd: numbers of 2 protocols" in page
+    assert "num_samples: 20 against 25" in page
+
+
+def test_a_sweep_compares_the_numbers_that_it_shows(tmp_path):
+    """One run was evaluated again by another protocol; its table still shows the number of the training."""
+    for name in ("a", "b"):
+        run = make_run(tmp_path / name, words=(f"aligner={name}",))
+        metrics = scored()
+        values = metrics.compute()
+        append_scores(run / "metrics.jsonl", score_lines(metrics, values, DRAWING, 200))
+        with open(run / "metrics.csv", "a") as file:
+            file.write(f"300,metric/fd,{values['fd']!r}\n")
+    other = scored(25)
+    append_scores(tmp_path / "a" / "metrics.jsonl", score_lines(other, other.compute(), DRAWING, 300)[:1])
+    assert "Not to be compared" not in write_report(tmp_path).read_text()
+    with open(tmp_path / "a" / "metrics.csv", "a") as file:
+        file.write(f"400,metric/fd,{other.compute()['fd']!r}\n")
+    assert "fd: numbers of 2 protocols" in write_report(tmp_path).read_text()
+
+
+def test_scores_of_an_evaluation_stand_in_the_table_of_a_sweep(tmp_path):
+    for place, name in enumerate("ab"):
+        run = make_run(tmp_path / name, words=(f"aligner={name}",))
+        with open(run / "metrics.csv", "a") as file:
+            file.write(f"200,evaluation/fid,{12.5 + place}\n200,evaluation/fid_ci95,0.5\n200,evaluation/fd_lite0,1.0\n")
+    page = write_report(tmp_path).read_text()
+    assert '<th class="number">fid</th>' in page and "12.5" in page and "fid_ci95" not in page
+    table = (tmp_path / "sweep.md").read_text()
+    assert "| 12.5 |" in table and "| 13.5 |" in table
+    assert "| 200 | 1 |" not in table  # fd_lite0 of the training stays

@@ -155,15 +155,11 @@ def test_scores_from_memory_from_folder_and_from_npz_agree(composed, tmp_path):
     assert len({e["protocol_of"]["fd_small"] for e in found}) == 1
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_that_torchrun_starts_score_as_one(composed, tmp_path, monkeypatch, world):
-    one = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "one"))
-    tasks.evaluate.run(one)
-    alone = json.loads((tmp_path / "evaluation.json").read_text())
+def torchrun(world, work):
+    """Work in processes that find the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    several = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "several"))
     children = []
     for rank in range(world):
         number = os.fork()
@@ -171,13 +167,34 @@ def test_processes_that_torchrun_starts_score_as_one(composed, tmp_path, monkeyp
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
             os.environ["MASTER_PORT"] = str(port)
             try:
-                tasks.evaluate.run(several)
+                work()
             except BaseException as error:
                 print(f"rank {rank}: {type(error).__name__}: {error}", flush=True)
                 os._exit(1)
             os._exit(0)
         children.append(number)
     assert [os.waitstatus_to_exitcode(os.waitpid(n, 0)[1]) for n in children] == [0] * world
+
+
+def test_processes_that_torchrun_starts_draw_as_one(composed, tmp_path):
+    drawing = {"num_samples": 600, "batch_size": 16, "write": ["png", "npz", "grid"]}
+    tasks.sample.run(composed("sample", **drawing, keep=f"{tmp_path}/one", output=f"{tmp_path}/a"))
+    several = composed("sample", **drawing, keep=f"{tmp_path}/several", output=f"{tmp_path}/b")
+    torchrun(3, lambda: tasks.sample.run(several))
+    assert sorted(p.name for p in (tmp_path / "b" / "png").iterdir()) == [f"{i:06d}.png" for i in range(600)]
+    for file in (p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.p*")):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    with np.load(tmp_path / "a/samples_600x8x8x3.npz") as one, np.load(tmp_path / "b/samples_600x8x8x3.npz") as other:
+        assert all(np.array_equal(one[name], other[name]) for name in ("arr_0", "arr_1"))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_that_torchrun_starts_score_as_one(composed, tmp_path, monkeypatch, world):
+    one = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "one"))
+    tasks.evaluate.run(one)
+    alone = json.loads((tmp_path / "evaluation.json").read_text())
+    several = composed("evaluate", num_samples=600, batch_size=16, keep=str(tmp_path / "several"))
+    torchrun(world, lambda: tasks.evaluate.run(several))
     shared = json.loads((tmp_path / "evaluation.json").read_text())
     assert shared["num_samples"] == 600 and shared["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
     assert shared["protocol_of"] == alone["protocol_of"]

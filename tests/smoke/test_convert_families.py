@@ -7,6 +7,7 @@ from repalign.backbones.clocks import unwrapped
 from tasks.build import assemble
 from tasks.convert import FAMILIES, parts_of, read_official, run, write_official
 from tasks.convert_diffusers import CONFIGS
+from tasks.convert_pipeline import PIPELINES
 from tasks.launch import compose
 
 CASES = [
@@ -33,8 +34,8 @@ CASES = [
 ]
 
 
-# Families with files of their own: tests/smoke/test_convert_unet.py and test_convert_repa_e.py.
-ELSEWHERE = {"ldm", "unet_diffusers", "repa_e"}
+# Families with files of their own: test_convert_unet.py, test_convert_repa_e.py and test_convert_pipeline.py.
+ELSEWHERE = {"ldm", "unet_diffusers", "repa_e", *PIPELINES}
 
 
 def test_every_family_is_converted_here_or_elsewhere():

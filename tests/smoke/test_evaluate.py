@@ -1,5 +1,7 @@
 """The callback of a training and task=evaluate are one evaluator: the same number under the same protocol."""
 
+import csv
+
 import pytest
 
 from callbacks.score_log import read_scores
@@ -10,7 +12,7 @@ from tests.smoke.test_recipes_train import train
 
 
 @pytest.mark.slow
-def test_the_same_number_in_training_and_after_it(tmp_path):
+def test_the_same_number_in_training_and_after_it(tmp_path, capsys):
     words = ["callbacks=evaluation", "callbacks.evaluate.num_samples=12"]
     run_dir = train(tmp_path, "experiment=sit_s", *words)
     last = {line["name"]: line for line in read_scores(run_dir / "metrics.jsonl") if line["step"] == 2}
@@ -29,3 +31,9 @@ def test_the_same_number_in_training_and_after_it(tmp_path):
     for name, line in after.items():
         assert line["step"] == 2 and line["protocol"] == last[name]["protocol"], line["record"]
         assert line["value"] == pytest.approx(last[name]["value"], rel=1e-4)
+    with open(run_dir / "metrics.csv", newline="") as file:
+        logged = {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["step"] == "2"}
+    assert logged["evaluation/fd_lite0"] == after["fd_lite0"]["value"]
+    assert after["fd_lite0"]["ci95"] == logged["evaluation/fd_lite0_ci95"] > 0 and last["fd_lite0"]["ci95"] is None
+    assert after["is_lite0"]["ci95"] is None
+    assert "is_lite0: no interval, half of 12 pictures are too few for this score" in capsys.readouterr().out

@@ -97,3 +97,21 @@ def test_latents_without_statistics_are_not_diffused(tmp_path):
 
 def test_an_autoencoder_under_training_needs_no_statistics(tmp_path):
     train(tmp_path, "experiment=autoencoder_openmoji", "latent_norm@autoencoder.norm=file")
+
+
+def test_what_an_evaluation_reads_is_missed_before_anything_is_built(tmp_path, monkeypatch):
+    """Inception's weights, pictures and reference: said by the check of the composition, which imports no network."""
+    monkeypatch.delenv("REPALIGN_INCEPTION", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for words, parts in (
+        (["metric=inception"], ["metric.network.weights: no Inception weights named", f"'{tmp_path}/hub/checkpoints/"]),
+        (["metric=all"], ["metric.spaces.inception.network.weights: no Inception weights named"]),
+        (["metric=inception", "metric.network.weights=none.pth"], ["metric.network.weights: no file 'none.pth'"]),
+        (["task.samples=none"], ["task.samples: nothing at 'none'"]),
+        (["task.reference=none.npz"], ["task.reference: nothing at 'none.npz'", ".safetensors"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_composition(compose(["experiment=demo", "task=evaluate", *words]))
+        assert all(part in str(caught.value) for part in parts), caught.value
+    with pytest.raises(UserError, match="no Inception weights named"):  # of a training that will score its pictures
+        check_composition(compose(["experiment=demo", "callbacks=evaluation", "metric=inception"]))

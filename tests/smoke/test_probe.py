@@ -1,12 +1,15 @@
 """task=probe on tiny twins: its files, its figures, its messages."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from repalign.errors import UserError
+from repalign.state import Gaussian
 from tasks import probe
 from tasks.check import check_composition
 from tasks.launch import compose
@@ -58,3 +61,29 @@ def test_every_layer_at_every_time(tmp_path, experiment):
 def test_messages(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         probe.run(composed(tmp_path, "sit_s", *words))
+
+
+def test_latents_are_normalised_as_the_probed_weights_know_them():
+    """REPA-E keeps averaged statistics beside the averaged weights, and live ones in the autoencoder."""
+
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def normalize(self, raw):
+            return raw * self.factor
+
+    class Plain:
+        norm = Scale(5.0)
+
+        def encode(self, images):
+            return Gaussian(images, None)
+
+    pictures = torch.randint(0, 256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    data = SimpleNamespace(
+        setup=lambda stage: None, images=lambda part: pictures[part], source=SimpleNamespace(labels=np.arange(6))
+    )
+    averaged = SimpleNamespace(autoencoder=Plain(), norm=Scale(2.0))
+    material = probe.gather(data, averaged, {}, {}, [3, 1, 5], 2, seed=0)
+    torch.testing.assert_close(material.x_0.cpu(), 2.0 * pictures[[3, 1, 5]].float() / 255)
+    assert material.labels.tolist() == [3, 1, 5]

@@ -1,0 +1,39 @@
+"""What a configuration may ask of the machine while it is composed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
+
+from repalign.errors import UserError
+
+# Others hold passwords and tokens, and a composed configuration is saved, shown in reports and sent to loggers.
+VARIABLES = ("REPALIGN_", "SLURM_")
+
+
+def digest(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def variable(key: str, *default: Any) -> str | None:
+    """``oc.env`` for the variables of this project and of the job alone.
+
+    Raises:
+        UserError: for any other variable.
+    """
+    if not str(key).startswith(VARIABLES):
+        raise UserError(
+            f"oc.env: a configuration reads environment variables that begin with {' or '.join(VARIABLES)} alone, "
+            f"found '{key}'"
+        )
+    return oc.env(key, *default)
+
+
+def register() -> None:
+    """Put them in place of OmegaConf's own."""
+    OmegaConf.register_new_resolver("digest", digest, replace=True)
+    OmegaConf.register_new_resolver("oc.env", variable, replace=True)

@@ -6,6 +6,7 @@ import contextlib
 import threading
 
 import gradio as gr
+from gradio import themes
 
 from repalign.errors import UserError
 from tasks.player import OWN, Player, Settings
@@ -34,7 +35,7 @@ def serve(player: Player, host: str, port: int, browser: bool) -> None:
         footer_links=["api"],
         quiet=True,
         prevent_thread_lock=True,
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
     )
     print(f"open http://{host}:{port} (stop: Ctrl-C)", flush=True)
@@ -124,7 +125,7 @@ def page(player: Player) -> gr.Blocks:
                 command = gr.Textbox(
                     label="The same pictures by task=sample", lines=4, max_lines=8, buttons=["copy"], elem_id="command"
                 )
-        sampler.change(own_steps, sampler, steps, api_name=False)
+        sampler.change(own_steps, sampler, steps, api_visibility="private")
         inputs = [wanted, count, seed, sampler, steps, scale, low, high]
         button.click(draw, inputs, [pictures, strip, command], api_name="draw", concurrency_limit=1)
     return blocks

@@ -148,7 +148,7 @@ class Player:
             words.append(f"guidance.interval=[{settings.interval[0]},{settings.interval[1]}]")
         return [*self.words, *words]
 
-    def draw(self, settings: Settings, watch: Callable[[float], None] | None = None) -> Drawn:
+    def draw(self, settings: Settings, watch: Callable[[float], object] | None = None) -> Drawn:
         """Draw.
 
         Args:

@@ -25,7 +25,7 @@ class Recorded:
         watch: told of the time of every call, of every batch.
     """
 
-    def __init__(self, guidance: Guidance, watch: Callable[[float], None] | None = None) -> None:
+    def __init__(self, guidance: Guidance, watch: Callable[[float], object] | None = None) -> None:
         self.guidance = guidance
         self.watch = watch
         self.times: list[float] = []

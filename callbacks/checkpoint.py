@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from callbacks.sharded_checkpoint import read_rest, read_whole, remove
+from callbacks.sharded_strategy import ShardedStrategy
 from repalign.errors import UserError
 
 _NAME = re.compile(r"step_(\d+)\.ckpt$")
@@ -39,13 +41,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load without running any code from the file."""
+        """Load without running any code from the file; of a folder of shards the whole."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
         return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """Complete training checkpoints of a run, oldest first."""
     return sorted((p for p in (run_dir / "checkpoints").glob("step_*.ckpt") if _NAME.search(p.name)), key=step_of)
+
+
+def read_checkpoint(checkpoint: Path, optimizers: bool = True) -> dict[str, Any]:
+    """A checkpoint, a file or a folder of shards, as an ordinary one; no code from it is run.
+
+    Args:
+        checkpoint: of any number of processes.
+        optimizers: whether the moments of the optimizers are read from shards.
+    """
+    if checkpoint.is_dir():
+        return read_whole(checkpoint, optimizers)
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
+
+
+def progress_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written, from its content."""
+    if checkpoint.is_dir():
+        return read_rest(checkpoint)["progress"]["step"]
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -89,9 +112,18 @@ class RunCheckpoint(Checkpoint):
         if step != self._saved and (step % self.every == 0 or step == trainer.max_steps):
             self._save(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is written in the background is whole before the run says that it has ended."""
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.finish_writing()
+            self._prune(trainer, pl_module)
+
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = pl_module.progress.step
         trainer.save_checkpoint(pl_module.run_dir / "checkpoints" / f"step_{self._saved:08d}.ckpt")
+        self._prune(trainer, pl_module)
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.keep > 0:
             for old in checkpoints_in(pl_module.run_dir)[: -self.keep]:
-                old.unlink()
+                remove(old)

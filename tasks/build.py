@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from callbacks import checkpoint
 from datamodules.examples import examples_of
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
@@ -145,7 +146,7 @@ def load_weights(module: DiffusionModule, path: str | Path) -> None:
         UserError: when the file is missing, torn, or of another architecture.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"checkpoint: no file '{file}'; give a .ckpt of a run folder or a .safetensors of task=convert")
     if file.suffix == ".safetensors":
         from tasks.convert import load_safetensors
@@ -162,7 +163,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
         UserError: when the file is torn or foreign.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = checkpoint.read_checkpoint(file, optimizers=False)
     except Exception as error:
         raise UserError(
             f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from callbacks.checkpoint import read_checkpoint
 from lightning_modules.base import RunModule
 from lightning_modules.diffusion import DiffusionModule
 from repalign.errors import UserError
@@ -32,7 +33,7 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
     if not isinstance(module, DiffusionModule):
         raise UserError(f"init_from: {type(module).__name__} has no backbone; give autoencoder.weights=FILE instead")
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"init_from: no file '{file}'; give a .safetensors of task=convert, or a .ckpt of a run")
     kept: list[str] = []
     for name, owner in (("trained", module.trained), ("ema.module", module.ema.module)):
@@ -51,7 +52,7 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
 def _of_run(file: Path, name: str, owner: nn.Module, parts: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
     """The parts in a checkpoint of ours, by their places in ``owner``."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        content = read_checkpoint(file, optimizers=False)["state_dict"]
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"init_from: '{file}' is no checkpoint of a run ({type(error).__name__})") from error
     places = {id(part): place for place, part in owner.named_modules()}

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
+from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in, progress_of
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
@@ -69,7 +69,9 @@ def attempt(cfg: DictConfig) -> None:
     loggers = list(build(cfg.logger, "logger").values()) if cfg.logger else []
     by_hand: dict[str, Any] = {}
     if not assembly.module.automatic_optimization:
-        by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
+        by_hand = dict(BY_HAND)
+        if cfg.trainer.strategy in STRATEGY_BY_HAND:
+            by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **by_hand,
         logger=loggers,
@@ -130,7 +132,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
         found = checkpoints_in(run_dir)
         return found[-1] if found else None
     path = Path(resume)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"resume: no checkpoint '{resume}'; give 'auto', 'never' or the path of a .ckpt file")
     return path
 
@@ -142,6 +144,6 @@ def _step_of(checkpoint: Path) -> int:
         UserError: when the file is torn or foreign.
     """
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+        return progress_of(checkpoint)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

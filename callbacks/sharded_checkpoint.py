@@ -1,0 +1,234 @@
+"""Checkpoints of sharded training: a folder of safetensors that every process writes its part of.
+
+``step_00001000.ckpt/`` holds ``shard-<rank>-....safetensors`` (weights, averages and moments of the optimizers, by
+torch.distributed.checkpoint) and ``rest.pt`` (everything else: plain values, read with weights_only). No pickle is
+read. The folder gets its name when all of it is on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+REST = "rest.pt"
+MODEL, OPTIMIZER = "state_dict", "optimizer"
+
+
+class ShardedWriter:
+    """Writes one checkpoint at a time in the background, from a copy that is made before :meth:`begin` returns.
+
+    Processes agree over a gloo group of their own, so that nothing of training waits in between.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._pending: Future[Any] | None = None
+        self._places: tuple[Path, Path] | None = None
+
+    def begin(self, tensors: Mapping[str, Tensor], rest: dict[str, Any], target: Path) -> None:
+        """Copy the state and start to write it; waits for the checkpoint before."""
+        self.finish()
+        partial = target.with_name(f".{target.name}.incomplete")
+        if dist.get_rank() == 0:
+            for left in target.parent.glob(".step_*.incomplete"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed
+            partial.mkdir(parents=True)
+            _write_durably(rest, partial / REST)
+        dist.barrier(self._group)
+        self._places = (partial, target)
+        staged = {name: _copied(value) for name, value in tensors.items()}
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        found = dcp.async_save(staged, storage_writer=writer, process_group=self._group)
+        assert isinstance(found, Future)
+        self._pending = found
+        if dist.get_rank() == 0:
+            # The coordinator's future ends when every process has written and flushed its part.
+            found.add_done_callback(lambda done: None if done.exception() else _rename(partial, target))
+
+    def finish(self) -> None:
+        """Wait for the checkpoint under way.
+
+        Raises:
+            OSError: when it could not be written.
+        """
+        if self._pending is None:
+            return
+        pending, places = self._pending, self._places
+        self._pending = None
+        try:
+            pending.result()
+        except BaseException as error:
+            raise OSError(f"checkpoint '{places[1] if places else ''}' could not be written: {error}") from error
+        dist.barrier(self._group)
+        if dist.get_rank() == 0 and places is not None and not places[1].is_dir():
+            _rename(*places)  # the callback has not come to it yet
+        dist.barrier(self._group)
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy on the host with the same sharding."""
+    if not isinstance(value, DTensor):
+        return value.detach().to("cpu", copy=True)
+    local = value.to_local().detach().to("cpu", copy=True)
+    return DTensor.from_local(
+        local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+
+
+def _write_durably(content: Any, target: Path) -> None:
+    with open(target, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(partial: Path, target: Path) -> None:
+    if not partial.is_dir():
+        return  # done already
+    if target.is_dir():
+        remove(target)
+    for folder in (partial, target.parent):
+        if folder == target.parent:
+            os.rename(partial, target)
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, a file or a folder; a folder loses its name first, so that no half of it is ever read."""
+    if checkpoint.is_dir():
+        hidden = checkpoint.with_name(f".{checkpoint.name}.incomplete")
+        os.rename(checkpoint, hidden)
+        shutil.rmtree(hidden)
+    else:
+        checkpoint.unlink()
+
+
+def flat_state(module: nn.Module, optimizers: list[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], list[Any]]:
+    """Every tensor of model and optimizers by name, and the groups of the optimizers as plain values."""
+    tensors = {f"{MODEL}.{name}": value for name, value in module.state_dict().items()}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    described = []
+    for number, optimizer in enumerate(optimizers):
+        groups = []
+        for group in optimizer.param_groups:
+            own = [names[id(parameter)] for parameter in group["params"]]
+            groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": own})
+            for name, parameter in zip(own, group["params"], strict=True):
+                for key, value in optimizer.state[parameter].items():
+                    tensors[f"{OPTIMIZER}.{number}.{name}.{key}"] = torch.as_tensor(value)
+        described.append(groups)
+    return tensors, described
+
+
+def read_rest(folder: Path) -> dict[str, Any]:
+    """What a sharded checkpoint holds besides its tensors; no code from the file is run."""
+    return torch.load(folder / REST, map_location="cpu", weights_only=True)
+
+
+def sizes_in(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """Shape and type of every tensor in a sharded checkpoint, by name."""
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def read_whole(folder: Path, optimizers: bool = True) -> dict[str, Any]:
+    """A sharded checkpoint as an ordinary one, in this process: weights by name, moments by place.
+
+    Args:
+        folder: of any number of processes.
+        optimizers: whether their moments are read.
+    """
+    rest = read_rest(folder)
+    groups = rest.pop("optimizer_groups")
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in sizes_in(folder).items()
+        if optimizers or name.startswith(f"{MODEL}.")
+    }
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    rest["state_dict"] = {n.removeprefix(f"{MODEL}."): x for n, x in tensors.items() if n.startswith(f"{MODEL}.")}
+    if optimizers:
+        rest["optimizer_states"] = [_by_place(number, group, tensors) for number, group in enumerate(groups)]
+    return rest
+
+
+def _by_place(number: int, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    places = {name: place for place, name in enumerate(name for group in groups for name in group["params"])}
+    state: dict[int, dict[str, Tensor]] = {}
+    prefix = f"{OPTIMIZER}.{number}."
+    for full, value in tensors.items():
+        if full.startswith(prefix):
+            name, _, key = full.removeprefix(prefix).rpartition(".")
+            state.setdefault(places[name], {})[key] = value
+    numbered = [{**group, "params": [places[name] for name in group["params"]]} for group in groups]
+    return {"state": state, "param_groups": numbered}
+
+
+def load_sharded(module: nn.Module, optimizers: list[torch.optim.Optimizer], folder: Path) -> dict[str, Any]:
+    """Fill sharded model and optimizers from a sharded checkpoint of any number of processes; returns the rest."""
+    rest = read_rest(folder)
+    groups, sizes = rest.pop("optimizer_groups"), sizes_in(folder)
+    tensors: dict[str, Any] = {f"{MODEL}.{name}": value for name, value in module.state_dict().items()}
+    parameters = dict(module.named_parameters())
+    for number, optimizer in enumerate(optimizers):
+        _take_groups(optimizer, groups[number])
+        prefix = f"{OPTIMIZER}.{number}."
+        for full, entry in sizes.items():
+            if full.startswith(prefix):
+                name, _, key = full.removeprefix(prefix).rpartition(".")
+                value = _room(parameters[name], entry)
+                optimizer.state[parameters[name]][key] = value
+                tensors[full] = value
+    with torch.no_grad():
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    return rest
+
+
+def load_whole(module: nn.Module, optimizers: list[torch.optim.Optimizer], content: dict[str, Any]) -> dict[str, Any]:
+    """Fill sharded model and optimizers from an ordinary checkpoint; returns the rest."""
+    own = module.state_dict()
+    with torch.no_grad():
+        for name, value in content.pop("state_dict").items():
+            own[name].copy_(_like(value, own[name]))
+    for optimizer, saved in zip(optimizers, content.pop("optimizer_states"), strict=True):
+        _take_groups(optimizer, saved["param_groups"])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for place, state in saved["state"].items():
+            for key, value in state.items():
+                like = parameters[place] if value.shape == parameters[place].shape else value
+                optimizer.state[parameters[place]][key] = _like(value, like)
+    return content
+
+
+def _take_groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
+    for group, values in zip(optimizer.param_groups, saved, strict=True):
+        group.update({key: value for key, value in values.items() if key != "params"})
+
+
+def _room(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
+    dtype = entry.properties.dtype
+    if entry.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.zeros(entry.size, dtype=dtype, device="cpu" if not entry.size else parameter.device)
+
+
+def _like(value: Tensor, like: Tensor) -> Tensor:
+    if isinstance(like, DTensor):
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    return value.to(like.device)

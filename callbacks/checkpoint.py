@@ -112,6 +112,13 @@ class RunCheckpoint(Checkpoint):
         if step != self._saved and (step % self.every == 0 or step == trainer.max_steps):
             self._save(trainer, pl_module)
 
+    def save_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have a whole checkpoint of the step that was just finished."""
+        if self._saved != pl_module.progress.step:
+            self._save(trainer, pl_module)
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.finish_writing()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is written in the background is whole before the run says that it has ended."""
         if isinstance(trainer.strategy, ShardedStrategy):

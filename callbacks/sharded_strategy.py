@@ -72,6 +72,11 @@ class ShardedStrategy(ModelParallelStrategy):
         content = torch.load(path, map_location="cpu", weights_only=True)
         return load_whole(self.lightning_module, list(self.optimizers), content)
 
+    def teardown(self) -> None:
+        """However a run ends, a checkpoint that was begun is finished."""
+        self.finish_writing()
+        super().teardown()
+
     def finish_writing(self) -> None:
         """Wait for the checkpoint under way."""
         if self._writer is not None:

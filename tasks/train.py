@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,6 +20,7 @@ from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in, progress_of
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
+from tasks import jobs
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.record import RunRecord, show_config
@@ -72,11 +75,16 @@ def attempt(cfg: DictConfig) -> None:
         by_hand = dict(BY_HAND)
         if cfg.trainer.strategy in STRATEGY_BY_HAND:
             by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning would save inside its signal handler, in the middle of a step; callbacks/preemption.py waits.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+        _check_name(cfg.overrides, run_dir)
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **by_hand,
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
     )
     assembly.data.setup("fit")
     assembly.data.attach_cache(
@@ -116,6 +124,17 @@ def _quiet() -> None:
         r".*LeafSpec.* is deprecated",  # inside Lightning
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _check_name(overrides: Sequence[str], run_dir: Path) -> None:
+    """A job of Slurm that is put back into the queue must find its folder again, and its processes the same one.
+
+    Raises:
+        UserError: when the folder would be named by the clock.
+    """
+    named = any(word.startswith(("run_name=", "run_dir=")) for word in overrides)
+    if not named and not (run_dir / jobs.RECORD).is_file():  # a job of a sweep has a folder of its own
+        raise UserError("run_name: a job of Slurm, run again, goes on in the folder of this name; give run_name=NAME")
 
 
 def find_checkpoint(resume: str, run_dir: Path) -> Path | None:

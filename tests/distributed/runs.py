@@ -15,8 +15,9 @@ import torch
 from callbacks.checkpoint import checkpoints_in, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
-FSDP = "trainer.strategy={_target_: callbacks.sharded_strategy.ShardedStrategy, write_behind: true}"
-DDP = "trainer.strategy=ddp"
+CPU = ("trainer.accelerator=cpu", "trainer.precision=32-true")
+FSDP = ("trainer=fsdp", *CPU)
+DDP = ("trainer=ddp", *CPU)
 COMMON = ("debug=tiny", "logger=csv", "run_name=run", "callbacks.journal.every=1", "ema.decay=0.9")
 
 
@@ -48,7 +49,7 @@ def job(folder: Path, recipe: str, processes: int, *words: str, kill: str | None
 def trained(*jobs: dict[str, Any], fails: bool = False) -> list[Run]:
     """Run the trainings one after the other."""
     command = [sys.executable, "-m", "tests.distributed.worker"]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = []
     for entry, result in zip(jobs, json.loads(done.stdout.splitlines()[-1]), strict=True):

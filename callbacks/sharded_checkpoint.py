@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,24 @@ class ShardedWriter:
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo")
-        self._pending: Future[Any] | None = None
-        self._places: tuple[Path, Path] | None = None
+        self._pending: Future[None] | None = None
 
     def begin(self, tensors: Mapping[str, Tensor], rest: dict[str, Any], target: Path) -> None:
         """Copy the state and start to write it; waits for the checkpoint before."""
         self.finish()
-        partial = target.with_name(f".{target.name}.incomplete")
+        folder = target.with_name(f".{target.name}.incomplete")
         if dist.get_rank() == 0:
-            for left in target.parent.glob(".step_*.incomplete"):
+            for left in (*target.parent.glob(".step_*.incomplete"), *target.parent.glob(".step_*.removed")):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed
-            partial.mkdir(parents=True)
-            _write_durably(rest, partial / REST)
+            folder.mkdir(parents=True)
+            _write_durably(rest, folder / REST)
         dist.barrier(self._group)
-        self._places = (partial, target)
         staged = {name: _copied(value) for name, value in tensors.items()}
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        found = dcp.async_save(staged, storage_writer=writer, process_group=self._group)
-        assert isinstance(found, Future)
-        self._pending = found
-        if dist.get_rank() == 0:
-            # The coordinator's future ends when every process has written and flushed its part.
-            found.add_done_callback(lambda done: None if done.exception() else _rename(partial, target))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        written = dcp.async_save(staged, storage_writer=writer, process_group=self._group)
+        assert isinstance(written, Future)
+        self._pending = Future()
+        written.add_done_callback(partial(_complete, self._pending, folder, target if dist.get_rank() == 0 else None))
 
     def finish(self) -> None:
         """Wait for the checkpoint under way.
@@ -63,18 +60,27 @@ class ShardedWriter:
         Raises:
             OSError: when it could not be written.
         """
-        if self._pending is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        pending, places = self._pending, self._places
-        self._pending = None
-        try:
-            pending.result()
-        except BaseException as error:
-            raise OSError(f"checkpoint '{places[1] if places else ''}' could not be written: {error}") from error
-        dist.barrier(self._group)
-        if dist.get_rank() == 0 and places is not None and not places[1].is_dir():
-            _rename(*places)  # the callback has not come to it yet
-        dist.barrier(self._group)
+        pending.result()
+        dist.barrier(self._group)  # the first process has given it its name
+
+
+def _complete(pending: Future[None], folder: Path, target: Path | None, written: Future[Any]) -> None:
+    """The coordinator's future ends when every process has written and flushed its part: then the folder gets its name.
+
+    Processes that are no coordinator have no target.
+    """
+    try:
+        written.result()
+        if target is not None:
+            _rename(folder, target)
+    except BaseException as error:
+        failed = OSError(f"checkpoint '{folder}' could not be written: {type(error).__name__}: {error}")
+        pending.set_exception(failed)
+    else:
+        pending.set_result(None)
 
 
 def _copied(value: Tensor) -> Tensor:
@@ -94,25 +100,26 @@ def _write_durably(content: Any, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _rename(partial: Path, target: Path) -> None:
-    if not partial.is_dir():
-        return  # done already
+def _rename(written: Path, target: Path) -> None:
+    _flush(written)
     if target.is_dir():
         remove(target)
-    for folder in (partial, target.parent):
-        if folder == target.parent:
-            os.rename(partial, target)
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    os.rename(written, target)
+    _flush(target.parent)
+
+
+def _flush(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, a file or a folder; a folder loses its name first, so that no half of it is ever read."""
     if checkpoint.is_dir():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.incomplete")
+        hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
         os.rename(checkpoint, hidden)
         shutil.rmtree(hidden)
     else:

@@ -19,7 +19,7 @@ TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
     "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
-    "reference".split()
+    "reference activations".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
@@ -43,7 +43,7 @@ def check_types(plain: DictConfig, cfg: DictConfig, overrides: list[str]) -> Non
             before, after = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
         except OmegaConfBaseException:
             continue  # an interpolation that only the run can resolve
-        if before is None or after is None:
+        if before is None or after is None or before == "auto":  # which stands for a number or a name
             continue
         expected, found = _kind(before), _kind(after)
         if expected != found and not (expected is float and found is int):

@@ -62,6 +62,7 @@ def complain(*words: str, **environment: str) -> str:
         (["ema.warmup=1"], ["ema.warmup: expected true or false", "found 1"]),
         (["compile=true"], ["compile: unknown", "blocks"]),
         (["--multirun", "experiment=sit_s,sit_q"], ["experiment: unknown", "'sit_q'"]),
+        (["trainer=ddp", "trainer.devices=8", "trainer.num_nodes=two"], ["trainer.num_nodes: expected an integer"]),
         (["steps"], ["'steps'", "key=value"]),
         (["+steps=3"], ["steps: exists already", "'+'"]),
         (["aligner=none,repa"], ["several values", "-m"]),

@@ -49,7 +49,7 @@ def job(folder: Path, recipe: str, processes: int, *words: str, kill: str | None
 def trained(*jobs: dict[str, Any], fails: bool = False) -> list[Run]:
     """Run the trainings one after the other."""
     command = [sys.executable, "-m", "tests.distributed.worker"]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(jobs), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = []
     for entry, result in zip(jobs, json.loads(done.stdout.splitlines()[-1]), strict=True):

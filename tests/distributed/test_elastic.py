@@ -8,6 +8,8 @@ import torch
 from callbacks.checkpoint import checkpoints_in
 from tests.distributed.runs import DDP, FSDP, farthest, job, trained
 
+pytestmark = pytest.mark.timeout(1800)  # several trainings of several processes, perhaps on few cores
+
 SERIALS = 12
 WORDS = (f"data.batch_size={SERIALS}", "callbacks.checkpoint.keep=-1")
 

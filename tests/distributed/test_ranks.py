@@ -7,6 +7,8 @@ import torch
 
 from tests.distributed.runs import DDP, FSDP, farthest, job, trained
 
+pytestmark = pytest.mark.timeout(1800)  # several trainings of several processes, perhaps on few cores
+
 STILL = (  # the discriminator's own batch norms are each process's: in evaluation
     "method.phases.autoencoder.evals=[backbone,aligners,norm,discriminator]",
     "method.phases.discriminator.evals=[discriminator]",

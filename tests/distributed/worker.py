@@ -6,6 +6,7 @@ jobs {"folder", "processes", "words", and perhaps "kill"}; standard output ends 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -70,15 +71,18 @@ def train(job: dict[str, Any], number: int) -> list[int]:
 
 
 def arm(kill: str) -> None:
-    """'write:N': SIGKILL to every process in the middle of the N-th background write; 'SIGNAL:STEP': that signal."""
+    """'write:N': SIGKILL to every process in the N-th background write; 'fail:N': the disk is full in that one;
+    'SIGNAL:STEP': that signal to the first process."""
     what, number = kill.split(":")
-    if what == "write":
+    if what in ("write", "fail"):
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
         write, count = HuggingFaceStorageWriter.write_data, [0]
 
         def torn(self: Any, *arguments: Any) -> Any:
             count[0] += 1
+            if count[0] == int(number) and what == "fail":
+                raise OSError(errno.ENOSPC, "no space left")
             if count[0] == int(number):
                 os.kill(os.getpid(), signal.SIGKILL)
             return write(self, *arguments)

@@ -154,6 +154,12 @@ def sizes_in(folder: Path) -> dict[str, TensorStorageMetadata]:
     return {name: entry for name, entry in found.items() if isinstance(entry, TensorStorageMetadata)}
 
 
+def shapes_in(folder: Path) -> dict[str, torch.Size]:
+    """Shape of every weight in a sharded checkpoint, by name."""
+    found = {name: entry.size for name, entry in sizes_in(folder).items() if name.startswith(f"{MODEL}.")}
+    return {name.removeprefix(f"{MODEL}."): size for name, size in found.items()}
+
+
 def read_whole(folder: Path, optimizers: bool = True) -> dict[str, Any]:
     """A sharded checkpoint as an ordinary one, in this process: weights by name, moments by place.
 

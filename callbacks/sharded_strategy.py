@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from callbacks.sharded_checkpoint import ShardedWriter, flat_state, load_sharded, load_whole
+from callbacks.sharded_checkpoint import ShardedWriter, flat_state, load_sharded, load_whole, shapes_in
 from repalign.errors import UserError
 
 
@@ -68,8 +68,10 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         assert self.lightning_module is not None
         if path.is_dir():
+            self.lightning_module.check_architecture(shapes_in(path))
             return load_sharded(self.lightning_module, list(self.optimizers), path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+        self.lightning_module.check_architecture({name: x.shape for name, x in content["state_dict"].items()})
         return load_whole(self.lightning_module, list(self.optimizers), content)
 
     def teardown(self) -> None:

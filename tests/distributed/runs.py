@@ -39,11 +39,19 @@ class Run:
         return read_checkpoint(checkpoints_in(self.folder)[-1])
 
 
-def job(folder: Path, recipe: str, processes: int, *words: str, kill: str | None = None) -> dict[str, Any]:
-    """One training of a recipe; the last word of a key wins."""
+def job(folder: Path, recipe: str, processes: int, *words: str, **how: Any) -> dict[str, Any]:
+    """One training of a recipe; the last word of a key wins.
+
+    Args:
+        folder: of its runs.
+        recipe: name of the experiment.
+        processes: how many share it.
+        words: of the command line.
+        how: ``kill`` (:func:`tests.distributed.worker.arm`), ``copy`` (folder of a run to continue from its first
+            checkpoint).
+    """
     named = {word.split("=")[0]: word for word in (*COMMON, f"experiment={recipe}", *words)}
-    extra = {} if kill is None else {"kill": kill}
-    return {"folder": str(folder), "processes": processes, "words": list(named.values()), **extra}
+    return {"folder": str(folder), "processes": processes, "words": list(named.values()), **how}
 
 
 def trained(*jobs: dict[str, Any], fails: bool = False) -> list[Run]:

@@ -1,11 +1,8 @@
 """A run goes on on another number of processes: same samples, none twice or lost, same losses."""
 
-import shutil
-
 import pytest
 import torch
 
-from callbacks.checkpoint import checkpoints_in
 from tests.distributed.runs import DDP, FSDP, farthest, job, trained
 
 pytestmark = pytest.mark.timeout(1800)  # several trainings of several processes, perhaps on few cores
@@ -16,18 +13,13 @@ WORDS = (f"data.batch_size={SERIALS}", "callbacks.checkpoint.keep=-1")
 
 def resumed(tmp_path, recipe, before, after, kind, save, steps, other=None):
     """A run of ``steps`` steps on ``before`` processes, and the same from step ``save`` on on each of ``after``."""
-    words = (*WORDS, f"callbacks.checkpoint.every={save}")
-    (whole,) = trained(job(tmp_path / "whole", recipe, before, *kind, *words, f"steps={steps}"))
-    jobs = []
+    words = (*WORDS, f"callbacks.checkpoint.every={save}", f"steps={steps}")
+    jobs = [job(tmp_path / "whole", recipe, before, *kind, *words)]
     for number in after:
-        folder = tmp_path / f"on_{number}"
-        shutil.copytree(tmp_path / "whole", folder)
-        for checkpoint in checkpoints_in(next(folder.glob("*/run")))[1:]:
-            shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
-        for file in folder.glob("consumed-*"):
-            file.unlink()
-        jobs.append(job(folder, recipe, number, *((other or kind) if number > 1 else ()), *words, f"steps={steps}"))
-    return whole, trained(*jobs)
+        kind_there = (other or kind) if number > 1 else ()
+        jobs.append(job(tmp_path / f"on_{number}", recipe, number, *kind_there, *words, copy=str(tmp_path / "whole")))
+    whole, *runs = trained(*jobs)
+    return whole, runs
 
 
 def check(whole, runs, save, steps):

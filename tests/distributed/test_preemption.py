@@ -14,7 +14,12 @@ from tests.distributed.runs import DDP, FSDP, job, trained
 
 pytestmark = pytest.mark.timeout(1800)  # several trainings of several processes, perhaps on few cores
 
-WORDS = ("data.batch_size=12", "callbacks.preemption.every=1", "callbacks.checkpoint.every=100")
+WORDS = (
+    "data.batch_size=12",
+    "~callbacks.sample_grid",
+    "callbacks.preemption.every=1",
+    "callbacks.checkpoint.every=100",
+)
 
 
 def test_sigterm_leaves_a_whole_checkpoint(tmp_path):

@@ -30,7 +30,7 @@ def equal_losses(found, expected, tolerance):
 
 def test_two_processes_train_as_one(tmp_path):
     """REPA: two processes, plain and sharded, with two micro-batches each, against one in one go."""
-    words = (*BATCH, "steps=3", "callbacks.checkpoint.every=2")
+    words = (*BATCH, "steps=3", "callbacks.checkpoint.every=2", "~callbacks.sample_grid")
     alone, shared, sharded = trained(
         job(tmp_path / "one", "repa_sit_s", 1, *words),
         job(tmp_path / "ddp", "repa_sit_s", 2, *DDP, *words, "data.accumulate=2"),

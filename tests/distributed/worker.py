@@ -1,7 +1,8 @@
 """Runs composed trainings on several processes each, one training after another; prints what each consumed.
 
 One process imports Lightning once and forks, because the import costs more than the steps. Standard input is a list of
-jobs {"folder", "processes", "words", and perhaps "kill"}; standard output ends with a line of JSON, one entry per job.
+jobs {"folder", "processes", "words", and perhaps "kill" or "copy"}; standard output ends with a line of JSON, one entry
+per job.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,7 +21,9 @@ from typing import Any
 
 import torch
 
+from callbacks.checkpoint import checkpoints_in
 from callbacks.journal import Journal
+from callbacks.sharded_checkpoint import remove
 from tasks.launch import compose
 from tasks.train import run
 
@@ -99,10 +103,21 @@ def arm(kill: str) -> None:
     Journal.on_train_batch_start = hook
 
 
+def copy(source: Path, folder: Path) -> None:
+    """A run's folder as it was after its first checkpoint."""
+    shutil.copytree(source, folder)
+    for checkpoint in checkpoints_in(next(folder.glob("*/run")))[1:]:
+        remove(checkpoint)
+    for file in folder.glob("consumed-*"):
+        file.unlink()
+
+
 def main() -> None:
     results = []
     for number, job in enumerate(json.load(sys.stdin)):
         folder = Path(job["folder"])
+        if "copy" in job:
+            copy(Path(job["copy"]), folder)
         folder.mkdir(parents=True, exist_ok=True)
         statuses = train(job, number)
         files = sorted(folder.glob(f"consumed-{number}-*.jsonl"))

@@ -13,18 +13,18 @@ from tasks.build import assemble
 from tasks.launch import compose
 
 # One recipe per kind of network; each method's taps, draws and teachers are those of its recipe.
-NETWORKS = {
-    "repa_sit_s": 12,
-    "sra_sit_b": 12,
-    "ddt_b": 12,
-    "sd3_d15": 15,
-    "redi_sit_b": 12,
-    "u_repa_sit_s": 12,
-    "repa_deepflow_sit_b": 12,
-    "cross_dit_embedded": 6,
-    "ldm_f8": 0,
-    "ldm_text": 0,
-}
+NETWORKS = (
+    "repa_sit_s",
+    "sra_sit_b",
+    "ddt_b",
+    "sd3_d15",
+    "redi_sit_b",
+    "u_repa_sit_s",
+    "repa_deepflow_sit_b",
+    "cross_dit_embedded",
+    "ldm_f8",
+    "ldm_text",
+)
 
 
 def module_of(recipe, *words):

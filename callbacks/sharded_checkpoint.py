@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -174,7 +175,9 @@ def read_whole(folder: Path, optimizers: bool = True) -> dict[str, Any]:
         for name, entry in sizes_in(folder).items()
         if optimizers or name.startswith(f"{MODEL}.")
     }
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     rest["state_dict"] = {n.removeprefix(f"{MODEL}."): x for n, x in tensors.items() if n.startswith(f"{MODEL}.")}
     if optimizers:
         rest["optimizer_states"] = [_by_place(number, group, tensors) for number, group in enumerate(groups)]

@@ -20,8 +20,8 @@ REGIONS = ("data", "encoder", "autoencoder", "forward", "backward", "optimizer",
 class StepTimes(pl.Callback):
     """Measures the module's own training step, whatever it does: ``warmup`` steps, ``steps`` that count, one more.
 
-    The regions do not overlap: ``data`` (waiting for the batch and moving it), ``encoder`` and ``autoencoder`` (calls of
-    them), ``forward`` (the rest of the step's loss), ``backward``, ``optimizer`` (with clipping and the watch), ``ema``,
+    The regions do not overlap: ``data`` (waiting for the batch and moving it), ``encoder`` and ``autoencoder`` (their
+    calls), ``forward`` (the rest of the loss), ``backward``, ``optimizer`` (with clipping and the watch), ``ema``,
     ``other``. The last step runs under PyTorch's operation counter instead of the clock; a compiled network runs
     uncompiled in it, since its kernels do not say what they compute. Operations are those that are done: with
     activation checkpointing, forward passes that are repeated count again.

@@ -32,7 +32,7 @@ def _gpu(bf16: float, tf32: float, fp32: float, memory: float, bandwidth: float,
     return Gpu({"bfloat16": bf16, "tf32": tf32, "float32": fp32}, memory, bandwidth, link, source)
 
 
-# The longest key whose words stand in the device's name counts. Data sheets print tensor-core figures with sparsity: halved here.
+# The longest key whose words stand in the device's name counts. Figures with sparsity on a data sheet are halved here.
 GPUS = {
     "b200": _gpu(2250, 1125, 75, 178, 8.0, 900, "NVIDIA DGX B200 data sheet"),
     "h200": _gpu(989, 494, 67, 139, 4.8, 450, "NVIDIA H200 data sheet, SXM"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -127,6 +127,9 @@ class _Autocast(TorchFunctionMode):
         return self._weights[id(x)]
 
 
+_casting: list[_Autocast] = []
+
+
 @contextmanager
 def pretended(precision: str) -> Iterator[None]:
     """Fused attention, and autocast where the precision is mixed, on the meta device."""
@@ -141,7 +144,8 @@ def pretended(precision: str) -> Iterator[None]:
             if "mixed" in precision:
                 dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float16
                 stack.enter_context(autocast("cpu", torch.bfloat16))  # networks turn it off by this switch
-                stack.enter_context(_Autocast(dtype))
+                _casting.append(stack.enter_context(_Autocast(dtype)))
+                stack.callback(_casting.clear)
             yield
     finally:
         F.scaled_dot_product_attention, torch.autocast = fused, autocast
@@ -159,6 +163,10 @@ def recompute_blocks(network: nn.Module) -> int:
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        # The backward pass leaves the modes of the forward pass; a recomputation needs them again.
+        modes = (nullcontext(), _casting[-1] if _casting else nullcontext())
+        return checkpoint(
+            forward, *args, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: modes, **kwargs
+        )
 
     return call

@@ -32,6 +32,10 @@ test-slow: setup  ## the slow ones, for a night
 golden: setup  ## our numbers against the official codes'
 	@$(PYTHON) -m tests.golden
 
+docs: setup  ## the documentation site, site/index.html; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(PYTHON) -m http.server -d site"
+
 audit: setup  ## the supply chain: hashes, floors, licences, dead packages; known vulnerabilities where pip-audit is there
 	@$(PYTHON) -m tests.security.audit
 
@@ -42,7 +46,7 @@ lint: setup  ## format, lint, types, import arrows
 	@.venv/bin/lint-imports --no-cache
 
 lock:  ## resolve the dependencies anew
-	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra dev --generate-hashes --universal --python-version 3.11 \
+	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra play --extra docs --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo demo-repa-e test test-slow golden audit lint lock
+.PHONY: help setup demo demo-repa-e test test-slow golden docs audit lint lock

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.captions import CaptionMix
 from datamodules.own_store import MOMENTS
-from datamodules.source import Boxed, PictureSource
+from datamodules.source import Boxed, PictureSource, Segmented
 from datamodules.store import ArrayStore
 from repalign.random import SampleRandom
 
@@ -28,7 +28,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
     what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
     ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any;
-    ``boxes`` float32 [B, M, 5] when the pictures have them.
+    ``boxes`` float32 [B, M, 5] and ``segmentation`` int64 [B, H, W] when the pictures have them.
     The device takes moments apart and converts half precision: one piece and half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
@@ -96,6 +96,9 @@ class SerialDataset(Dataset[dict[str, Any]]):
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
         if isinstance(self.source, Boxed):
             batch["boxes"] = torch.from_numpy(_mirrored(self.source.boxes(index.tolist()), flip))
+        if isinstance(self.source, Segmented):
+            maps = self.source.segmentation(index.tolist())[:, None]
+            batch["segmentation"] = torch.from_numpy(mirror(maps, flip)[:, 0])
         if self.mix is not None:
             batch.pop("caption", None)  # a store of latents keeps the first one
             if not self.text_stores:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from datamodules.source import Boxed
+from datamodules.source import Boxed, Segmented
 from repalign.protocols import Randomness
 
 
 def examples_of(data: Any, labels: Int[Tensor, " b"], random: Randomness, *, with_images: bool) -> Mapping[str, Any]:
-    """What batches hold of one picture of each class: label, caption, boxes, picture, as far as the data have them.
+    """What batches hold of one picture of each class: label, caption, boxes, map, picture; as far as they have them.
 
     The picture of a sample is drawn from its class by the stream ``example``, so that it depends on seed and serial
     number alone.
@@ -35,6 +35,8 @@ def examples_of(data: Any, labels: Int[Tensor, " b"], random: Randomness, *, wit
         batch["caption"] = [source.captions[i] for i in index]
     if isinstance(source, Boxed):
         batch["boxes"] = torch.from_numpy(source.boxes(index)).to(labels.device)
+    if isinstance(source, Segmented):
+        batch["segmentation"] = torch.from_numpy(source.segmentation(index)).to(labels.device)
     if with_images:
         batch["image"] = torch.from_numpy(source.load(index)[0]).to(labels.device)
     return batch

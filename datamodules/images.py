@@ -24,12 +24,18 @@ def center_crop(image: PIL.Image.Image, size: int) -> PIL.Image.Image:
     return center_crop_to(image, size, size)
 
 
-def center_crop_to(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """:func:`center_crop` to any height and width: the picture covers both, and the middle is cut."""
+def center_crop_to(image: PIL.Image.Image, height: int, width: int, *, whole: bool = False) -> PIL.Image.Image:
+    """:func:`center_crop` to any height and width: the picture covers both, and the middle is cut.
+
+    ``whole`` numbers (a map of classes) are never mixed: the nearest pixel is taken, over the same area.
+    """
+    box, bicubic = PIL.Image.Resampling.BOX, PIL.Image.Resampling.BICUBIC
+    if whole:
+        box = bicubic = PIL.Image.Resampling.NEAREST
     while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
+        image = image.resize((image.width // 2, image.height // 2), box)
     scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), bicubic)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

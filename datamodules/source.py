@@ -66,6 +66,15 @@ class Boxed(Protocol):
 
 
 @runtime_checkable
+class Segmented(Protocol):
+    """A set of pictures with a class for every pixel."""
+
+    def segmentation(self, indices: Sequence[int]) -> np.ndarray:
+        """Class of every pixel, int64 [B, H, W]; -1 where it has none."""
+        ...
+
+
+@runtime_checkable
 class Cropped(Protocol):
     """A set of pictures that are cut from larger ones."""
 

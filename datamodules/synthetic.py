@@ -69,17 +69,30 @@ class Shapes:
             rows.append([[self.labels[index], *corners]])
         return np.array(rows, dtype=np.float32)
 
+    def segmentation(self, indices: Sequence[int]) -> np.ndarray:
+        """The shape's class inside it, the number of shapes on the ground, [B, H, W]."""
+        random = SampleRandom(self.seed, indices)
+        numbers = np.stack([random.uniform(f"shapes/{i}").numpy() for i in range(3)], axis=1)
+        maps = []
+        for index, row in zip(indices, numbers, strict=True):
+            label = int(self.labels[index])
+            maps.append(np.where(self._inside(label, row) >= 0.5, label, len(SHAPES)))
+        return np.array(maps, dtype=np.int64)
+
     def _place(self, numbers: np.ndarray) -> tuple[float, np.ndarray]:
         """Radius and centre (row, column) in pixels."""
         radius = self.image_size * (0.15 + 0.2 * numbers[0])
         return radius, radius + (self.image_size - 2 * radius) * numbers[1:3]
 
-    def _draw(self, label: int, numbers: np.ndarray) -> np.ndarray:
-        side = self.image_size
+    def _inside(self, label: int, numbers: np.ndarray) -> np.ndarray:
+        """How much of every pixel is the shape, [H, W]."""
         radius, center = self._place(numbers)
-        pixel = np.arange(side) + 0.5
+        pixel = np.arange(self.image_size) + 0.5
         y, x = np.meshgrid((pixel - center[0]) / radius, (pixel - center[1]) / radius, indexing="ij")
-        inside = np.clip(0.5 - SHAPES[self.class_names[label]](x, y) * radius, 0, 1)  # one pixel of soft edge
+        return np.clip(0.5 - SHAPES[self.class_names[label]](x, y) * radius, 0, 1)  # one pixel of soft edge
+
+    def _draw(self, label: int, numbers: np.ndarray) -> np.ndarray:
+        inside = self._inside(label, numbers)
         colour, ground = 0.6 * numbers[3:6], 0.6 + 0.4 * numbers[6:9]
         picture = ground[:, None, None] * (1 - inside) + colour[:, None, None] * inside
         return np.round(picture * 255).astype(np.uint8)

@@ -96,7 +96,7 @@ def _interpolated(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     if node._is_interpolation():
         yield key, node
     elif isinstance(node, (DictConfig, ListConfig)) and not node._is_none() and not node._is_missing():
-        names = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+        names: Any = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
         for name in names:
             inner = node._get_node(name)
             place = f"{key}[{name}]" if isinstance(node, ListConfig) else f"{key}.{name}".lstrip(".")

@@ -44,6 +44,7 @@ from tasks.drawing import Drawing  # noqa: E402
 
 REAL, MADE = 300, 251  # pictures; the second is a prime
 DRAWN = 2000  # pictures that are drawn and killed
+SCORED = 64  # pictures of the measurement of speed
 ROUNDS = 2
 
 lines: list[str] = []
@@ -64,7 +65,7 @@ def pictures() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(real).float() / 255, (torch.from_numpy(made).float() / 255 + noise).clamp(0, 1)
 
 
-def metrics(reference: Reference, network: nn.Module, draws: int = 0) -> FeatureMetrics:
+def metrics(reference: Reference, network: nn.Module, draws: int = 0, chunk: int = 64) -> FeatureMetrics:
     """Every score on one network."""
     scores = {
         "fd": FrechetDistance(),
@@ -76,7 +77,7 @@ def metrics(reference: Reference, network: nn.Module, draws: int = 0) -> Feature
         "coverage": Coverage(5),
         "mmd": GaussianDiscrepancy(),
     }
-    found = FeatureMetrics(network, scores, draws=draws)  # type: ignore[arg-type]
+    found = FeatureMetrics(network, scores, chunk, draws)  # type: ignore[arg-type]
     found.set_reference(reference)
     return found
 
@@ -211,33 +212,34 @@ def _only(logits: Tensor) -> Any:
 
 def speed(folder: Path, network: nn.Module, reference: Reference, made: Tensor) -> None:
     """Pictures per second, and what it brings to score while the next pictures are drawn."""
+    made = made[:SCORED]
     weight = torch.randn(1500, 1500, generator=torch.Generator().manual_seed(0)) / 40
     times: dict[str, list[float]] = {}
     used: dict[str, list[float]] = {}  # of the processor, by all threads: what other work on the machine does not move
 
     def scorer() -> FeatureMetrics:
-        return metrics(reference, network)
+        return metrics(reference, network, chunk=SCORED // 4)
 
     def scoring(number: int) -> None:
         scored = scorer()
-        for part in made.split(64):
+        for part in made.split(SCORED // 4):
             scored.update(part)
         scored._look(whole=True)
 
     def busy(labels: Tensor, draws: Any) -> Tensor:
         state = weight
-        for _ in range(90):  # stands for a sampler on the same processor: about as long as the scoring of the batch
+        for _ in range(12):  # stands for a sampler on the same processor: about as long as the scoring of the batch
             state = torch.tanh(state @ weight)
         return made[torch.tensor(draws.serials)] + 0 * state.sum()
 
     def elsewhere(labels: Tensor, draws: Any) -> Tensor:
         # Stands for a sampler on an accelerator: as long as the scoring of the batch, and the processor is free.
-        time.sleep(statistics.median(times["scoring"]) * len(draws.serials) / MADE)
+        time.sleep(statistics.median(times["scoring"]) * len(draws.serials) / SCORED)
         return made[torch.tensor(draws.serials)]
 
     def drawing(name: str, generator: Callable[[Tensor, Any], Tensor], overlap: bool, score: bool) -> None:
-        scored, labels = scorer(), torch.zeros(MADE, dtype=torch.int64)
-        one = Drawing(folder / name, {}, labels, generator, 0, 64, "round", torch.device("cpu"), overlap)
+        scored, labels = scorer(), torch.zeros(SCORED, dtype=torch.int64)
+        one = Drawing(folder / name, {}, labels, generator, 0, SCORED // 4, "round", torch.device("cpu"), overlap)
         one.draw(take=(lambda serials, images: scored.update(images.float() / 255, serials)) if score else None)
         scored._look(whole=True)
 
@@ -256,10 +258,10 @@ def speed(folder: Path, network: nn.Module, reference: Reference, made: Tensor) 
             work(number)
             times.setdefault(name, []).append(time.perf_counter() - began)
             used.setdefault(name, []).append(time.process_time() - spent)
-    say(f"| work on {MADE} pictures, one thread of arithmetic | s | CPU s | pictures per CPU s |\n|---|---|---|---|")
+    say(f"| work on {SCORED} pictures, one thread of arithmetic | s | CPU s | pictures per CPU s |\n|---|---|---|---|")
     for name, values in times.items():
         cpu = statistics.median(used[name])
-        say(f"| {name} | {statistics.median(values):.2f} | {cpu:.2f} | {MADE / cpu:.0f} |")
+        say(f"| {name} | {statistics.median(values):.2f} | {cpu:.2f} | {SCORED / cpu:.0f} |")
     say()
     names = list(works)
     for apart, together in ((names[2], names[3]), (names[5], names[6])):
@@ -270,6 +272,7 @@ def speed(folder: Path, network: nn.Module, reference: Reference, made: Tensor) 
 
 
 def _numbered(work: Callable[..., None], name: str, *arguments: Any) -> None:
+    """A folder of its own for every round."""
     *options, number = arguments
     work(f"{name} {number}", *options)
 

@@ -151,7 +151,8 @@ class SpatialRescaler(nn.Module):
 class SemanticMapConditioner(_Map, nn.Module):
     """A semantic map beside the latent: one-hot classes through a trained :class:`SpatialRescaler` (LDM, 4.3.2).
 
-    Reads ``segmentation`` [B, H, W], int64. It is optimised with the network and not averaged.
+    Reads ``segmentation`` [B, H, W], int64; a pixel of -1 has no class, and zeros for it. It is optimised with the
+    network and not averaged.
 
     Args:
         autoencoder: whose down-sampling, a power of 2, the map follows.
@@ -162,6 +163,7 @@ class SemanticMapConditioner(_Map, nn.Module):
         UserError: at a call for a batch without semantic maps.
     """
 
+    # Its classes are checked by the data, which know the file: here it would cost a wait for the device.
     reads = ("segmentation",)
 
     def __init__(self, autoencoder: Autoencoder, classes: int = 182, channels: int = 3) -> None:
@@ -175,7 +177,8 @@ class SemanticMapConditioner(_Map, nn.Module):
         if "segmentation" not in batch:
             raise UserError("conditioner: the data have no semantic maps ('segmentation' [B, H, W] in a batch)")
         segmentation: Int[Tensor, "b h w"] = batch["segmentation"]
-        one_hot = rearrange(F.one_hot(segmentation, self.classes), "b h w c -> b c h w").float()
+        known = torch.where(segmentation < 0, self.classes, segmentation)
+        one_hot = rearrange(F.one_hot(known, self.classes + 1), "b h w c -> b c h w")[:, :-1].float()
         return Cond(spatial=self.rescale(one_hot))
 
 

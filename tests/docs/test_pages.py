@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tasks.launch import combinations, compose
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), ROOT / "experiments" / "README.md"])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "experiments" / "README.md"])
 METHODS = (ROOT / "METHODS.md").read_text(encoding="utf-8")
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
@@ -48,6 +49,22 @@ def test_the_site_shows_every_page():
         assert f": {page.name}" in nav, page.name
 
 
+def rows_of_the_catalogue() -> list[list[str]]:
+    rows = METHODS.split("## Parity")[0].split("|---|---|---|---|---|\n")[1].splitlines()
+    return [[cell.strip() for cell in row.split("|")] for row in rows if row.startswith("| ")]
+
+
+def test_every_method_that_is_here_has_its_page():
+    here = {row[1] for row in rows_of_the_catalogue() if row[3] != "planned"}
+    pages = {page: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert here == {text.partition("\n")[0].removeprefix("# ") for text in pages.values()}
+    for page, text in pages.items():
+        name = text.partition("\n")[0].removeprefix("# ")
+        assert page.stem == re.sub(r"[^a-z0-9]+", "_", name.lower()), page.name
+        for part in ("arXiv:", "```math\n", "<!-- numbers -->", "## What differs from the official code"):
+            assert part in text, f"{page.name}: {part}"
+
+
 def test_every_protocol_has_its_section():
     tree = ast.parse((ROOT / "repalign" / "protocols.py").read_text(encoding="utf-8"))
     protocols = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -75,8 +92,7 @@ def test_every_environment_variable_is_described():
 
 
 def test_the_catalogue_has_twenty_methods_and_every_recipe():
-    rows = METHODS.split("## Parity")[0].split("|---|---|---|---|---|\n")[1].splitlines()
-    rows = [row.split("|") for row in rows if row.startswith("| ")]
+    rows = rows_of_the_catalogue()
     assert len(rows) == 20
     for row in rows:
         assert "arXiv:" in row[2], row[1]
@@ -96,7 +112,7 @@ def test_parity_names_the_golden_kinds_that_are_here():
 
 @pytest.mark.parametrize("line", commands())
 def test_command_lines_of_the_pages_compose(line):
-    for overrides in combinations(word for word in line.split() if "=" in word):
+    for overrides in combinations(word for word in shlex.split(line) if "=" in word):
         compose(overrides)
 
 

@@ -160,10 +160,7 @@ def main() -> int:
     counted, unknown, absent = licences(sorted(packages(lock)))
     faults += [f"{name}: states no licence" for name in unknown]
     said, good = known_vulnerabilities()
-    print(
-        f"{len(packages(lock))} packages, pinned with hashes; {len(FLOORS)} floors, {len(DEAD)} dead packages "
-        "looked for"
-    )
+    print(f"{len(packages(lock))} packages in the lock; {len(FLOORS)} floors and {len(DEAD)} dead packages looked for")
     print("licences: " + ", ".join(f"{name} {count}" for name, count in counted.most_common()))
     print(f"not for this machine, licence not looked up: {', '.join(absent) or 'none'}")
     print(said)

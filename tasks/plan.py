@@ -27,6 +27,7 @@ from tasks.build import assemble
 # Pictures of the data sets that papers train on; CC12M as its list has them, of which fewer can still be had.
 PICTURES = {"ImageNet-1k": 1_281_167, "CC12M": 12_423_374}
 LIVE = ("encoder", "autoencoder")
+MANY = (512, 1024)  # images of a traced step: nothing is computed, so they cost as much as one
 # Width, tokens and pooled width of text encoders whose folders need not be here, by what their nodes read.
 TEXT = {
     ("REPALIGN_SD3_TEXT", "text_encoder"): (768, 77, 768),
@@ -80,27 +81,29 @@ def run(cfg: DictConfig) -> None:
 def footprint(cfg: DictConfig, precision: str, live: list[str]) -> tuple[Footprint, dict[str, int]]:
     """What a step is, and bytes that a picture takes in the stores by their name.
 
-    The step of one and of two images runs on the meta device, in seconds for any size; what it allocates grows with the
-    batch along a line.
+    The step runs on the meta device, in seconds for any size: with one image, and with so many that activations are
+    most of what it allocates; from there on that grows with the batch along a line.
     """
     module = on_meta(cfg)
-    one, two = (traced(module, precision, live, batch) for batch in (2, 4))
-    per_image = (two["peak"] - one["peak"]) / 2
+    few, many = MANY
+    least, one, two = (traced(module, precision, live, batch) for batch in (1, few, many))
+    per_image = (two["peak"] - one["peak"]) / (many - few)
     trained = sum(p.numel() for p in _trained(module))
     frozen = {id(p): p.numel() * p.element_size() for p in module.frozen.parameters()}
     averaged = sum(p.numel() for p in module.ema.module.parameters())
     kept: float | None = None
     if recompute_blocks(module.trained["backbone"]):
-        less = [traced(module, precision, live, batch)["peak"] for batch in (2, 4)]
-        kept = (less[1] - less[0]) / 2
+        less = [traced(module, precision, live, batch)["peak"] for batch in MANY]
+        kept = (less[1] - less[0]) / (many - few)
     measured = Footprint(
         parameters=trained,
         averaged=averaged,
         frozen=sum(frozen.values()) if live else 0,
-        trained_flops=(two["flops"] - two["frozen"]) / 4,
-        frozen_flops=two["frozen"] / 4,
+        trained_flops=(two["flops"] - two["frozen"]) / many,
+        frozen_flops=two["frozen"] / many,
         per_image=per_image,
-        fixed=one["peak"] - 2 * per_image,
+        fixed=one["peak"] - few * per_image,
+        least=least["peak"],
         recomputed=kept,
         forward_share=two["forward"] / max(two["flops"] - two["frozen"], 1),
     )
@@ -290,7 +293,7 @@ def write(cfg: DictConfig, print_: Footprint, stores: dict[str, int], rows: list
         f"{print_.parameters / 1e6:,.1f} M trained parameters; {print_.trained_flops / 1e12:.4g} TFLOP per image, and "
         f"{print_.frozen_flops / 1e12:.4g} of frozen networks in the step.",
         f"Activations: {print_.per_image / 2**20:,.1f} MiB per image{recomputed}; "
-        f"{print_.fixed / GIB:.2f} GiB per step whatever the batch.",
+        f"{print_.fixed / GIB:.2f} GiB per step whatever the batch; {print_.least / GIB:.2f} GiB at least.",
         f"Stores: {sizes}.",
         "Predicted, not measured: docs/scaling.md says by which model.",
     ]

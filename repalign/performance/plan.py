@@ -29,7 +29,8 @@ class Footprint:
         trained_flops: per image, forward and backward of what is trained, without recomputation.
         frozen_flops: per image, of encoders and autoencoder that run in the step.
         per_image: bytes that the step allocates for each image: activations, their gradients.
-        fixed: bytes that it allocates whatever the batch: gradients of weights, casts of weights.
+        fixed: bytes that it allocates whatever the batch, when activations are most: casts of weights.
+        least: bytes that it allocates for one image: then gradients of weights are most.
         recomputed: ``per_image`` when every block is checkpointed; None when there are no blocks.
         forward_share: of ``trained_flops``: what recomputation adds.
     """
@@ -41,6 +42,7 @@ class Footprint:
     frozen_flops: float
     per_image: float
     fixed: float
+    least: float
     recomputed: float | None = None
     forward_share: float = 1 / 3
 
@@ -71,12 +73,14 @@ class Prediction:
 def memory(print_: Footprint, batch: float, shards: int = 1, recompute: bool = False) -> float:
     """Bytes per GPU at so many images: static parts over ``shards`` (1: DDP), what a step allocates on top.
 
-    static = (4 + 8) P + 4 P_average + frozen; step = fixed + per_image x batch, where fixed holds the gradients 4 P.
+    static = (4 + 8) P + 4 P_average + frozen; step = max(fixed + per_image x batch, least): activations go while the
+    gradients 4 P, which ``least`` holds, come.
     """
     static = (WEIGHT + MOMENTS) * print_.parameters + AVERAGE * print_.averaged
-    gradients = min(GRADIENT * print_.parameters, print_.fixed)
+    gradients = min(GRADIENT * print_.parameters, print_.least)
     each = print_.recomputed if recompute and print_.recomputed is not None else print_.per_image
-    return (static + gradients) / shards + print_.fixed - gradients + print_.frozen + each * batch
+    step = max(print_.fixed + each * batch, print_.least - gradients + gradients / shards)
+    return static / shards + print_.frozen + step
 
 
 def exchange_seconds(parameters: int, gpus: int, link: float, network: float) -> float:

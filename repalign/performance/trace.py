@@ -34,7 +34,7 @@ def weightless() -> Iterator[None]:
         if held is not None and held.device.type != "meta":
             module._parameters[name] = nn.Parameter(held.to("meta"), held.requires_grad)
 
-    nn.Module.register_parameter = on_meta
+    nn.Module.register_parameter = on_meta  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:

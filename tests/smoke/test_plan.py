@@ -55,7 +55,7 @@ def test_traced_memory_is_that_of_the_real_step(tmp_path):
     cfg = composed(tmp_path, *words, "autoencoder.weights=random", "encoders.main.weights=random")
     traced, _ = plan.footprint(cfg, "32-true", [])
     _, measured, _ = real_step(cfg, 24)
-    assert measured == pytest.approx(traced.fixed + 24 * traced.per_image, rel=0.15)
+    assert measured == pytest.approx(max(traced.fixed + 24 * traced.per_image, traced.least), rel=0.15)
 
 
 def test_xl_in_seconds_on_paper(tmp_path):
@@ -83,8 +83,9 @@ def test_live_networks_and_stores(tmp_path):
 
 
 def test_the_models_arithmetic():
-    print_ = Footprint(10**9, 10**9, 0, 1e12, 0, 2**20, 4e9)
-    assert memory(print_, 0) == 20e9 and memory(print_, 0, 8) == 20e9 / 8
+    print_ = Footprint(10**9, 10**9, 0, 1e12, 0, 2**20, 1e9, 5e9)
+    assert memory(print_, 0) == 21e9 and memory(print_, 0, 8) == 20e9 / 8 + 1e9
+    assert memory(print_, 10**4) == 17e9 + 10**4 * 2**20
     assert exchange_seconds(10**9, 1, 450, 50) == 0
     assert exchange_seconds(10**9, 8, 450, 50) == pytest.approx(7e9 / 450e9)
     one, many = (predict(print_, GPUS["h100"], n, 256, mfu=0.5, arithmetic="bfloat16") for n in (1, 64))

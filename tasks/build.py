@@ -38,18 +38,22 @@ class Assembly:
     text_encoders: Mapping[str, TextEncoder]
 
 
-def assemble(cfg: DictConfig) -> Assembly:
+def assemble(cfg: DictConfig, data: Any = None) -> Assembly:
     """Build data, autoencoder, encoders and the method's LightningModule.
 
     The latent shape comes from the data's image size and the autoencoder, shapes of further streams from encoders, the
     number of classes from the data, the widths of heads from taps and encoders: none is typed in a configuration.
+
+    Args:
+        cfg: checked.
+        data: stands for the data of the configuration where only sizes are wanted; None builds them.
 
     Raises:
         UserError: one line for a part that cannot be built or a pair that does not fit.
     """
     check_targets(cfg)
     torch.manual_seed(cfg.seed)
-    data = build(cfg.data, "data")
+    data = build(cfg.data, "data") if data is None else data
     autoencoder = build(cfg.autoencoder, "autoencoder")
     make_module = build(cfg.method, "method")
     if issubclass(make_module.func, DiffusionModule):

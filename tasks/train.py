@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: one line for whatever the person can mend.
     """
-    _quiet()
+    quiet()
     while True:
         try:
             return attempt(cfg)
@@ -115,7 +115,7 @@ def _describe(cfg: DictConfig, run_dir: Path) -> None:
     OmegaConf.save(cfg.overrides, run_dir / "overrides.yaml")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave out what Lightning says of things that are meant so."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (

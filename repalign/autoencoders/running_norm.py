@@ -111,10 +111,11 @@ class RunningStatistics(nn.Module):
         # nn.SyncBatchNorm would do, but refuses the CPU. Double precision, because E[x^2] - E[x]^2 cancels.
         wide = raw.double()
         sums = wide.sum((0, 2, 3)), (wide**2).sum((0, 2, 3))
-        count = torch.full_like(sums[0], raw.numel() // raw.shape[1])
-        total, squares, number = _SumOverRanks.apply(torch.stack([*sums, count]))  # pyright: ignore[reportGeneralTypeIssues]
-        if number[0] < 2:
+        each = raw.numel() // raw.shape[1]
+        if each * dist.get_world_size() < 2:  # counted here: reading the sum below would make every step wait for it
             raise ValueError("autoencoder.norm: a batch of one value per channel has no variance")
+        count = torch.full_like(sums[0], each)
+        total, squares, number = _SumOverRanks.apply(torch.stack([*sums, count]))  # pyright: ignore[reportGeneralTypeIssues]
         mean = total / number
         variance = squares / number - mean**2
         with torch.no_grad():

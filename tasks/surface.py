@@ -23,7 +23,7 @@ TOP_LEVEL = frozenset(
 # Top-level keys that are one object each.
 PARTS = (
     "data autoencoder backbone token_io tuning clock path parametrization time_sampler objective conditioner optimizer "
-    "sampler guidance metric method trainer pca".split()
+    "sampler guidance metric method trainer pca activations compile".split()
 )
 # Top-level keys that are mappings, of objects by name or of plain options.
 MAPPINGS = (

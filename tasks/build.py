@@ -22,6 +22,7 @@ from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
 from repalign.reading import read_torch
+from repalign.seals import require_whole
 from repalign.training.generate import Examples, asked_by
 from tasks.instantiate import build, check_targets
 

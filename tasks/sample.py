@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +23,10 @@ from callbacks.prompts import Wanted, captions_for, rows_of
 from datamodules.files import digest_of, sha256_of
 from datamodules.own_store import Share
 from datamodules.progress import progress
+from repalign.backbones.patchwise import Patchwise
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
+from repalign.nn.patches import Crops
 from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
 from tasks.drawing import Drawing, pictures_of
@@ -143,8 +146,31 @@ def restored(cfg: DictConfig) -> tuple[Assembly, ImageGenerator, Path]:
     torch.set_float32_matmul_precision("high")
     assembly = assemble(cfg)
     load_weights(assembly.module, checkpoint)
-    module = assembly.module.to(device()).eval()
-    return assembly, module.generator(ema=cfg.task.ema), checkpoint
+    generator = assembly.module.to(device()).eval().generator(ema=cfg.task.ema)
+    if cfg.task.get("patches"):
+        generator = patchwise(generator, cfg.task.patches)
+    return assembly, generator, checkpoint
+
+
+def patchwise(generator: ImageGenerator, patches: Mapping[str, Any]) -> ImageGenerator:
+    """The generator with a network that sees its latent crop by crop.
+
+    Raises:
+        UserError: when the crops do not cover the latent.
+    """
+    if set(patches) != {"size", "stride"} or not all(isinstance(v, int) and v > 0 for v in patches.values()):
+        raise UserError(
+            f"task.patches: found {dict(patches)}, expected {{size: 64, stride: 32}}, in latent pixels, or null"
+        )
+    shape = generator.latent_shape
+    if isinstance(shape, Mapping):
+        raise UserError("task.patches: latents of several streams are not cut; set task.patches=null")
+    crops = Crops(patches["size"], patches["stride"])
+    try:
+        crops.count(*shape[1:])
+    except ValueError as error:
+        raise UserError(f"task.patches: {error} (the latent is {shape[1]}x{shape[2]})") from error
+    return replace(generator, backbone=Patchwise(generator.backbone, crops))
 
 
 def find_weights(named: str | None, run_dir: Path) -> Path:
@@ -180,7 +206,7 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Wanted:
 
 def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     """What the pictures depend on, for the file beside them and for the protocol of their scores."""
-    wanted = ["ema", "num_samples", "classes", "labels", "prompts", "seed", "rounding"]
+    wanted = ["ema", "num_samples", "classes", "labels", "prompts", "patches", "seed", "rounding"]
     # Resolved in place: a copied node would look for ${...} in itself.
     task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
     assert isinstance(task, dict)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_parity_names_the_golden_kinds_that_are_here():
 
 @pytest.mark.parametrize("line", commands())
 def test_command_lines_of_the_pages_compose(line):
-    for overrides in combinations(word for word in line.split() if "=" in word):
+    for overrides in combinations(word for word in shlex.split(line) if "=" in word):
         compose(overrides)
 
 

@@ -150,6 +150,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# The command line, with every connection and look-up of the process in its log.
+WATCHED = """
+import sys
+def watch(event, arguments):
+    if event == "socket.connect":
+        print("asked", arguments[1], flush=True)
+    elif event == "socket.getaddrinfo":
+        print("asked", arguments[:2], flush=True)
+sys.addaudithook(watch)
+from tasks.launch import launch
+sys.exit(launch(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def address(player):
     """The page, served by the command line itself."""
@@ -159,7 +173,7 @@ def address(player):
     log = Path(str(player.checkpoint) + ".log")
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "run.py", "task=play", *words, f"task.port={port}"],
+            [sys.executable, "-c", WATCHED, "task=play", *words, f"task.port={port}"],
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -174,6 +188,8 @@ def address(player):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
+        asked = [line for line in log.read_text().splitlines() if line.startswith("asked")]
+        assert asked and all(play.HOST in line for line in asked), asked  # its own page, when it starts
     finally:
         process.kill()
         process.wait()

@@ -47,6 +47,7 @@ def check(name, whole, steps):
     assert any(key in whole["weights"] for key in ("ema", "autoencoder"))
 
 
+@pytest.mark.timeout(900)
 def test_every_method_survives_a_kill(tmp_path):
     """The short form: each method once, each at another place."""
     kills = moments(len(METHODS), 7, seed=0)
@@ -61,6 +62,7 @@ def test_every_method_survives_a_kill(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [0, 2, 4])
 def test_twenty_kills_of_a_long_run(workers, tmp_path):
     words = (
@@ -74,6 +76,7 @@ def test_twenty_kills_of_a_long_run(workers, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_five_kills_of_scored_trainings_of_every_method(tmp_path):
     """With scores drawn in between, which are compared as well."""
     jobs = []

@@ -47,7 +47,7 @@ class _Clock(nn.Module):
     @property
     def units(self) -> Sequence[nn.Module]:
         """Those of the wrapped backbone."""
-        return self.backbone.units
+        return getattr(self.backbone, "units", ())
 
     @property
     def times(self) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Patchwise(nn.Module):
     @property
     def units(self) -> Sequence[nn.Module]:
         """Those of the wrapped backbone."""
-        return self.backbone.units
+        return getattr(self.backbone, "units", ())
 
     def forward(
         self,

@@ -121,7 +121,7 @@ def _flush(folder: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint: a file with its seal, or a folder, which loses its name first so that no half of it is read."""
+    """Remove a checkpoint: a file and its seal, or a folder, which loses its name first: no half of it is ever read."""
     if checkpoint.is_dir():
         hidden = checkpoint.with_name(f".{checkpoint.name}.removed")
         os.rename(checkpoint, hidden)

@@ -92,12 +92,12 @@ def retrieval(generator: Generator, cfg: DictConfig) -> list[tuple[str, int, int
     captions = list(whole.captions or ())
     network = Lite0Features()
     everything = torch.from_numpy(whole.load(range(len(whole)))[0]).float() / 255
-    true = normalize(network(everything).pooled, dim=1)
+    true = normalize(network(everything)[0], dim=1)
     rows = []
     seen = [caption for caption in captions if caption not in left_out]
     for kind, asked in (("trained on", seen), ("left out", [c for c in left_out for _ in range(8)])):
         drawn = torch.cat(list(generate(generator, asked, 1, 64)))
-        near = normalize(network(drawn).pooled, dim=1) @ true.T
+        near = normalize(network(drawn)[0], dim=1) @ true.T
         order = near.argsort(1, descending=True)
         places = torch.tensor([captions.index(c) for c in asked])
         rank = (order == places[:, None]).int().argmax(1)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
 from tasks import jobs, resolvers
-from tasks.check import check_composition, check_types
+from tasks.check import check_composition, check_names, check_types
 from tasks.floors import check_floors
 from tasks.hydra_part import FLAGS_THAT_SHOW, FLAGS_WITH_VALUE, check_flags, check_hydra, config_dir
 
@@ -225,6 +225,7 @@ def compose(overrides: list[str], beside: Path | None = None) -> DictConfig:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         groups = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
         search = [] if beside is None else [f"hydra.searchpath=['file://{beside}']"]
+        check_names(groups, choices)
         try:
             cfg = hydra.compose("config", overrides=[*search, *overrides], return_hydra_config=True)
             plain = cfg if len(groups) == len(overrides) else hydra.compose("config", overrides=[*search, *groups])

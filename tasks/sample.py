@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +22,8 @@ from callbacks.prompts import Wanted, captions_for, rows_of
 from datamodules.files import digest_of, sha256_of
 from datamodules.own_store import Share
 from datamodules.progress import progress
-from repalign.backbones.patchwise import Patchwise
 from repalign.errors import UserError, unknown_choice
 from repalign.metrics.features import to_uint8
-from repalign.nn.patches import Crops
 from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
 from tasks.drawing import Drawing, pictures_of
@@ -150,27 +147,6 @@ def restored(cfg: DictConfig) -> tuple[Assembly, ImageGenerator, Path]:
     if cfg.task.get("patches"):
         generator = patchwise(generator, cfg.task.patches)
     return assembly, generator, checkpoint
-
-
-def patchwise(generator: ImageGenerator, patches: Mapping[str, Any]) -> ImageGenerator:
-    """The generator with a network that sees its latent crop by crop.
-
-    Raises:
-        UserError: when the crops do not cover the latent.
-    """
-    if set(patches) != {"size", "stride"} or not all(isinstance(v, int) and v > 0 for v in patches.values()):
-        raise UserError(
-            f"task.patches: found {dict(patches)}, expected {{size: 64, stride: 32}}, in latent pixels, or null"
-        )
-    shape = generator.latent_shape
-    if isinstance(shape, Mapping):
-        raise UserError("task.patches: latents of several streams are not cut; set task.patches=null")
-    crops = Crops(patches["size"], patches["stride"])
-    try:
-        crops.count(*shape[1:])
-    except ValueError as error:
-        raise UserError(f"task.patches: {error} (the latent is {shape[1]}x{shape[2]})") from error
-    return replace(generator, backbone=Patchwise(generator.backbone, crops))
 
 
 def find_weights(named: str | None, run_dir: Path) -> Path:

@@ -63,7 +63,7 @@ def check_structure(cfg: DictConfig) -> None:
             raise UserError(f"{key}: expected a mapping, found {found}; choose it by {key}=...")
         if key in PARTS and "_target_" not in node:
             raise UserError(f"{key}: has no _target_, so nothing can be built of it; choose it by {key}=...")
-    for key in ("name", "run_name", "run_dir", "steps", "seed", "resume", "compile", "init_from", "score", "overrides"):
+    for key in ("name", "run_name", "run_dir", "steps", "seed", "resume", "init_from", "score", "overrides"):
         if key not in cfg:
             raise UserError(f"{key}: is missing; set {key}=...")
     for key in ("name", "run_name"):

@@ -54,18 +54,18 @@ class SampleRandom:
     def uniform(self, name: str) -> Tensor:
         """U[0, 1) in float32, shape [B]."""
         values = np.array([g.random(dtype=np.float32) for g in self._generators(name)], dtype=np.float32)
-        return torch.from_numpy(values).to(self.device)
+        return on_device(values, self.device)
 
     def integers(self, name: str, low: int, high: int) -> Tensor:
         """Uniform integers in [low, high), int64, shape [B]."""
         values = np.array([g.integers(low, high) for g in self._generators(name)], dtype=np.int64)
-        return torch.from_numpy(values).to(self.device)
+        return on_device(values, self.device)
 
     def normal(self, name: str, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal, shape [B, *shape]; drawn in float32 unless ``dtype`` is float64."""
         numpy_dtype = np.float64 if dtype == torch.float64 else np.float32
         rows = [generator.standard_normal(tuple(shape), dtype=numpy_dtype) for generator in self._generators(name)]
-        return torch.from_numpy(np.array(rows, dtype=numpy_dtype).reshape(-1, *shape)).to(self.device, dtype)
+        return on_device(np.array(rows, dtype=numpy_dtype).reshape(-1, *shape), self.device).to(dtype)
 
     def normal_like(self, name: str, state: State) -> State:
         """Standard normal shaped like a state; each stream has its own name."""
@@ -81,3 +81,11 @@ class SampleRandom:
             )
             for s in self.serials
         ]
+
+
+def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """What lies on the host as a tensor there, without waiting: a GPU copies from pinned memory in its own time."""
+    tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    return (
+        tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor.to(device)
+    )

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from callbacks import checkpoint
 from datamodules.examples import examples_of
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
@@ -21,7 +22,6 @@ from repalign.encoders.streams import state_shape
 from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
-from repalign.reading import read_torch
 from repalign.seals import require_whole
 from repalign.training.generate import Examples, asked_by
 from tasks.instantiate import build, check_targets
@@ -38,18 +38,22 @@ class Assembly:
     text_encoders: Mapping[str, TextEncoder]
 
 
-def assemble(cfg: DictConfig) -> Assembly:
+def assemble(cfg: DictConfig, data: Any = None) -> Assembly:
     """Build data, autoencoder, encoders and the method's LightningModule.
 
     The latent shape comes from the data's image size and the autoencoder, shapes of further streams from encoders, the
     number of classes from the data, the widths of heads from taps and encoders: none is typed in a configuration.
+
+    Args:
+        cfg: checked.
+        data: stands for the data of the configuration where only sizes are wanted; None builds them.
 
     Raises:
         UserError: one line for a part that cannot be built or a pair that does not fit.
     """
     check_targets(cfg)
     torch.manual_seed(cfg.seed)
-    data = build(cfg.data, "data")
+    data = build(cfg.data, "data") if data is None else data
     autoencoder = build(cfg.autoencoder, "autoencoder")
     make_module = build(cfg.method, "method")
     if issubclass(make_module.func, DiffusionModule):
@@ -147,7 +151,7 @@ def load_weights(module: DiffusionModule, path: str | Path) -> None:
         UserError: when the file is missing, torn, or of another architecture.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"checkpoint: no file '{file}'; give a .ckpt of a run folder or a .safetensors of task=convert")
     if file.suffix == ".safetensors":
         from tasks.convert import load_safetensors
@@ -165,7 +169,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """
     require_whole(file)
     try:
-        content = read_torch(file)
+        content = checkpoint.read_checkpoint(file, optimizers=False)
     except Exception as error:
         raise UserError(
             f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?"

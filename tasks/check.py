@@ -47,7 +47,7 @@ def check_types(plain: DictConfig, cfg: DictConfig, overrides: list[str]) -> Non
             before, after = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
         except OmegaConfBaseException:
             continue  # an interpolation that only the run can resolve
-        if before is None or after is None:
+        if before is None or after is None or before == "auto":  # which stands for a number or a name
             continue
         expected, found = _kind(before), _kind(after)
         if expected != found and not (expected is float and found is int):
@@ -170,7 +170,7 @@ def check_root(cfg: DictConfig) -> None:
     Raises:
         UserError: naming the key and, where the recipe reads one, the environment variable.
     """
-    if "root" not in cfg.data:
+    if "root" not in cfg.data or cfg.task.name == "plan":  # which needs no pictures
         return
     raw = str(OmegaConf.to_container(cfg.data, resolve=False)["root"])  # type: ignore[index, call-overload]
     variable = re.search(r"oc\.env:(\w+)", raw)

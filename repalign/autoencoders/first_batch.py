@@ -22,6 +22,8 @@ class FirstBatchScale(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._read = False  # whether `known` was: a look at every step would make the step wait for its device
+        self.register_load_state_dict_post_hook(lambda norm, _: setattr(norm, "_read", False))
         self.register_buffer("scale", torch.tensor(1.0))
         self.register_buffer("known", torch.tensor(False))
         self.register_buffer("bias", torch.tensor(0.0), persistent=False)  # as every norm of one factor has it
@@ -29,8 +31,10 @@ class FirstBatchScale(nn.Module):
     def normalize(self, raw: State) -> State:
         """Raw latents [B, C, H, W] -> normalised latents; measures at its first call in training mode."""
         assert isinstance(raw, Tensor), "the scale is of one stream"
-        if self.training and not self.known:
-            self._measure(raw.detach().double())
+        if self.training and not self._read:
+            if not self.known:
+                self._measure(raw.detach().double())
+            self._read = True
         return raw * self.scale
 
     def denormalize(self, latent: State) -> State:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from repalign.errors import UserError, unknown_choice
 from repalign.protocols import Autoencoder, Randomness, TextEncoder
-from repalign.random import SampleRandom
+from repalign.random import SampleRandom, on_device
 from repalign.state import Cond
 
 METHODS = ("bicubic", "bilinear", "nearest", "area")
@@ -108,7 +108,7 @@ class InpaintingConditioner(_Map):
             return batch["mask"].float()
         images = batch["image"]
         draws = SampleRandom(self.seed, batch["serial"].tolist())  # on the CPU, where the numbers are: nothing waits
-        return self.masks(draws, *images.shape[2:]).to(images.device)
+        return on_device(self.masks(draws, *images.shape[2:]), images.device)
 
 
 def random_boxes(random: Randomness, height: int, width: int) -> Float[Tensor, "b 1 h w"]:

@@ -58,8 +58,9 @@ class DualTimestep:
         height, width = leading(x_0).shape[-2:]
         tokens = height * width // self.patch**2
         order = random.normal("groups", (tokens,)).argsort(1)
-        sizes = torch.tensor(group_sizes(self.ratios, tokens), device=order.device)
-        sorted_ids = torch.repeat_interleave(torch.arange(len(sizes), device=order.device), sizes)
+        sizes = group_sizes(self.ratios, tokens)
+        # Filled on the device: a table from the host would make every step wait for it.
+        sorted_ids = torch.cat([order.new_full((size,), k) for k, size in enumerate(sizes)])
         groups = torch.empty_like(order).scatter_(1, order, sorted_ids.expand_as(order))
         t = torch.stack([self.time_sampler(random.at(k)) for k in range(len(sizes))], 1)
         return Draw(t=t, eps=random.normal_like("eps", x_0), groups=groups)

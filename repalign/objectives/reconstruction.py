@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -116,8 +117,7 @@ class Reconstruction:
             losses["perceptual"] = self.perceptual(target, output)
         rec = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum(0)
         elements = difference.shape[1] if self.reduction == "sum" else 1
-        log_variance = torch.as_tensor(self.log_variance, dtype=rec.dtype, device=rec.device)
-        nll = elements * (rec * (-log_variance).exp() + log_variance)
+        nll = elements * (rec * math.exp(-self.log_variance) + self.log_variance)
         return Reconstructed(
             posterior=posterior,
             latent=regularized.latent,

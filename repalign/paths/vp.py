@@ -112,6 +112,7 @@ class DiscreteVPPath(Interpolant):
         self.steps = steps
         self.schedule = schedule
         self.ends = ends
+        self._copies: dict[torch.device, tuple[Tensor, Tensor, Posterior]] = {}
         whole_betas = SCHEDULES[schedule](steps, ends)
         if not (0 < float(whole_betas.min()) and float(whole_betas.max()) < 1):
             raise UserError(f"path.steps: {steps} is too short for the schedule '{schedule}', its betas leave (0, 1)")
@@ -136,6 +137,15 @@ class DiscreteVPPath(Interpolant):
     def __len__(self) -> int:
         return len(self.timestep_map)
 
+    def _at(self, device: torch.device) -> tuple[Tensor, Tensor, Posterior]:
+        """Kept steps, log abar and the posterior's tables on a device, copied once: a copy in every step would wait."""
+        if device not in self._copies:
+            p = self._posterior
+            tables = (p.weight_x_0, p.weight_x_t, p.variance, p.log_variance, p.log_beta)
+            posterior = Posterior(*(table.to(device) for table in tables))
+            self._copies[device] = self.timestep_map.to(device), self._log_alpha_bar.to(device), posterior
+        return self._copies[device]
+
     def respaced(self, spec: str | int) -> DiscreteVPPath:
         """The same chain with fewer steps; ``spec`` is relative to the whole chain."""
         return DiscreteVPPath(self.steps, self.schedule, spec, self.ends)
@@ -143,13 +153,13 @@ class DiscreteVPPath(Interpolant):
     def step_of(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
         """Index among the kept steps of the step at time t (between two kept ones: of the later)."""
         step = (t * self.steps).round().long() - 1
-        return torch.searchsorted(self.timestep_map.to(t.device), step)
+        return torch.searchsorted(self._at(t.device)[0], step)
 
     def posterior(self, index: Int[Tensor, "*b"]) -> Posterior:
         """The reverse step from the kept step ``index`` to the one before it, entries shaped like ``index``."""
-        p = self._posterior
+        p = self._at(index.device)[2]
         tables = (p.weight_x_0, p.weight_x_t, p.variance, p.log_variance, p.log_beta)
-        return Posterior(*(table.to(index.device)[index] for table in tables))
+        return Posterior(*(table[index] for table in tables))
 
     def coefficients(self, t: Float[Tensor, "*b"]) -> Coefficients:
         """Coefficients at t in (0, 1], computed in float64 and returned in the dtype of t."""
@@ -157,7 +167,7 @@ class DiscreteVPPath(Interpolant):
         # A float32 time hits its step to about 1e-4 of a step; take the table's value there, as the official codes do.
         position = torch.where((position - position.round()).abs() < 1e-3, position.round(), position)
         later = position.ceil().long().clamp(1, self.steps)
-        table = self._log_alpha_bar.to(t.device)
+        table = self._at(t.device)[1]
         slope = table[later] - table[later - 1]
         c = _variance_preserving(table[later] + (position - later) * slope, slope * self.steps)
         return Coefficients(*(x.to(t.dtype) for x in (c.alpha, c.sigma, c.d_alpha, c.d_sigma)))

@@ -17,6 +17,7 @@ CSS = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important}
 #pictures, #strip {min-height: 0 !important}
 #pictures .grid-wrap, #strip .grid-wrap {min-height: 0 !important; max-height: none !important}
+#pictures .grid-container, #strip .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
 #pictures img, #strip img {image-rendering: pixelated}
 #strip .caption-label {font-size: 11px; line-height: 1.2; padding: 1px 4px; border: 0; opacity: .85}
 #command textarea {font-family: ui-monospace, monospace; font-size: 12px}
@@ -110,12 +111,12 @@ def page(player: Player) -> gr.Blocks:
                     start.scale,
                     step=0.05,
                     label="Guidance scale",
-                    info="1: no guidance; elsewhere for these t",
+                    info="1: no guidance; below: where it acts",
                     buttons=[],
                 )
                 with gr.Row():
-                    low = gr.Slider(0, 1, start.interval[0], step=0.01, label="from t", min_width=120, buttons=[])
-                    high = gr.Slider(0, 1, start.interval[1], step=0.01, label="to t", min_width=120, buttons=[])
+                    low = gr.Slider(0, 1, start.interval[0], step=0.01, label="t ≥", min_width=120, buttons=[])
+                    high = gr.Slider(0, 1, start.interval[1], step=0.01, label="t ≤", min_width=120, buttons=[])
                 button = gr.Button("Draw", variant="primary")
             with gr.Column(scale=3, min_width=300):
                 gr.Markdown("**Pictures**")

@@ -72,7 +72,7 @@ class Page:
     async def size(self, width: int, height: int) -> None:
         """The size of the window."""
         await self.tell(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
 

@@ -15,9 +15,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from callbacks.sharded_checkpoint import read_rest, read_whole, remove
+from callbacks.sharded_strategy import ShardedStrategy
 from repalign.errors import UserError, unknown_choice
 from repalign.reading import read_torch
-from repalign.seals import remove_sealed, write_sealed
+from repalign.seals import write_sealed
 
 ON_FAILURE = ("go_on", "stop")
 _NAME = re.compile(r"step_(\d+)\.ckpt$")
@@ -70,13 +72,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load without running any code from the file."""
+        """Load without running any code from the file; of a folder of shards the whole."""
+        if Path(path).is_dir():
+            return read_whole(Path(path))
         return read_torch(path, map_location=map_location)
 
 
 def checkpoints_in(run_dir: Path) -> list[Path]:
     """Complete training checkpoints of a run, oldest first."""
     return sorted((p for p in (run_dir / "checkpoints").glob("step_*.ckpt") if _NAME.search(p.name)), key=step_of)
+
+
+def read_checkpoint(checkpoint: Path, optimizers: bool = True) -> dict[str, Any]:
+    """A checkpoint, a file or a folder of shards, as an ordinary one; no code from it is run.
+
+    Args:
+        checkpoint: of any number of processes.
+        optimizers: whether the moments of the optimizers are read from shards.
+    """
+    if checkpoint.is_dir():
+        return read_whole(checkpoint, optimizers)
+    return read_torch(checkpoint)
+
+
+def progress_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written, from its content."""
+    if checkpoint.is_dir():
+        return int(read_rest(checkpoint)["progress"]["step"])
+    return int(read_torch(checkpoint, mmap=True)["progress"]["step"])
 
 
 def step_of(checkpoint: Path) -> int:
@@ -133,26 +156,50 @@ class RunCheckpoint(Checkpoint):
         if step != self._saved and (step % self.every == 0 or step == trainer.max_steps):
             self._save(trainer, pl_module)
 
+    def save_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have a whole checkpoint of the step that was just finished."""
+        if self._saved != pl_module.progress.step:
+            self._save(trainer, pl_module)
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.finish_writing()
+        elif (failure := self._failure(trainer, wait=True)) is not None:
+            self._failed(failure, trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is written in the background is whole before the run says that it has ended."""
+        if isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.finish_writing()
+            self._prune(trainer, pl_module)
+
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved = pl_module.progress.step
         trainer.save_checkpoint(pl_module.run_dir / "checkpoints" / f"step_{self._saved:08d}.ckpt")
-        io = trainer.strategy.checkpoint_io
-        last = self._saved == trainer.max_steps
-        if last and isinstance(io, AtomicCheckpointIO):
-            io.wait()
-        failure = trainer.strategy.broadcast(io.failure if isinstance(io, AtomicCheckpointIO) else None)
+        failure = self._failure(trainer, wait=self._saved == trainer.max_steps)
         if failure is not None:
-            self._failed(failure, trainer, io, last)
-        elif trainer.is_global_zero and self.keep > 0:
-            for old in checkpoints_in(pl_module.run_dir)[: -self.keep]:
-                remove_sealed(old)
+            self._failed(failure, trainer)
+        else:
+            self._prune(trainer, pl_module)
 
-    def _failed(self, failure: str, trainer: pl.Trainer, io: Any, last: bool) -> None:
-        io.failure = None
-        if last or self.on_failure == "stop":
+    def _failure(self, trainer: pl.Trainer, wait: bool) -> str | None:
+        """Why rank 0 could not write, known to all ranks."""
+        io = trainer.strategy.checkpoint_io
+        if not isinstance(io, AtomicCheckpointIO):
+            return None
+        if wait:
+            io.wait()
+        failure, io.failure = io.failure, None
+        return trainer.strategy.broadcast(failure)
+
+    def _failed(self, failure: str, trainer: pl.Trainer) -> None:
+        if self._saved == trainer.max_steps or self.on_failure == "stop":
             raise UserError(
                 f"checkpoint: {failure}; the one before is untouched: make room or mend the folder, then the same "
                 "command goes on from it"
             )
         if trainer.is_global_zero:
             print(f"checkpoint: {failure}; the one before is untouched, the training goes on", flush=True)
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and self.keep > 0:
+            for old in checkpoints_in(pl_module.run_dir)[: -self.keep]:
+                remove(old)

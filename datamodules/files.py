@@ -41,7 +41,9 @@ def remove_incomplete(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal; of a folder that of its files' names and sums."""
+    if path.is_dir():
+        return digest_of({file.name: sha256_of(file) for file in path.iterdir()})
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

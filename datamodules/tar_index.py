@@ -151,7 +151,9 @@ def _samples(shard: Path) -> tuple[list[_Sample], int]:
 def _note(sample: _Sample, suffix: str, member: tarfile.TarInfo, archive: tarfile.TarFile, shard: Path) -> None:
     place = (member.offset_data, member.size)
     if member.issparse() or member.offset_data + member.size > shard.stat().st_size:
-        raise UserError(f"data.root: '{member.name}' in '{shard}' says {member.size} bytes, more than the file holds")
+        raise UserError(
+            f"data.root: '{member.name}' in '{shard}' says {member.size} bytes, more than the file holds; copy it again"
+        )
     if suffix in ("cls", "json") and member.size > MOST_NOTE:
         raise UserError(
             f"data.root: '{member.name}' in '{shard}' has {member.size} bytes, expected at most {MOST_NOTE}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,15 +94,25 @@ class RunModule(pl.LightningModule):
         Raises:
             UserError: when the weights are of another architecture; the line names the first difference.
         """
-        own = self.state_dict()
-        for key in sorted(own.keys() | state_dict.keys()):
+        self.check_architecture({key: value.shape for key, value in state_dict.items()})
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def check_architecture(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Compare the weights of a checkpoint with this module's.
+
+        Args:
+            shapes: of every tensor in the checkpoint, by name.
+
+        Raises:
+            UserError: for the first difference.
+        """
+        own = {key: value.shape for key, value in self.state_dict().items()}
+        for key in sorted(own.keys() | shapes.keys()):
             sizes = [
-                "absent" if x is None else "x".join(map(str, x.shape)) or "scalar"
-                for x in (own.get(key), state_dict.get(key))
+                "absent" if x is None else "x".join(map(str, x)) or "scalar" for x in (own.get(key), shapes.get(key))
             ]
             if sizes[0] != sizes[1]:
                 raise UserError(
                     f"checkpoint of another architecture: '{key}' is {sizes[1]} in the file, {sizes[0]} in this "
                     "composition; compose the same experiment, backbone and aligners as the checkpoint's config.yaml"
                 )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)

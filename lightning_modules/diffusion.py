@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from lightning_modules.base import RunModule
+from lightning_modules.sharding import check_shardable, shard_parts
 from repalign.autoencoders.first_batch import FirstBatchScale
 from repalign.autoencoders.latent_norm import require_norm
 from repalign.protocols import (
@@ -26,6 +27,7 @@ from repalign.state import StateShape, TokenSpec
 from repalign.training.ema import EMA
 from repalign.training.generate import Examples, ImageGenerator
 from repalign.training.parts import check_parts
+from repalign.training.policies import Policy
 
 AlignerFactory = Callable[..., nn.Module]
 
@@ -46,7 +48,7 @@ class DiffusionModule(RunModule):
         latent_shape: (C, H, W), or the shape of each stream by name.
         streams: what is diffused beside the latent, by name; frozen.
         examples: what the conditioner reads besides a label or caption when pictures are drawn; None when nothing.
-        compile: ``torch.compile`` the backbone (in place; the keys of the weights stay).
+        policies: what is done to the live backbone in place to save memory or time (:mod:`repalign.training.policies`).
         run: of the other base and of :class:`lightning_modules.base.RunModule`.
 
     Raises:
@@ -71,7 +73,7 @@ class DiffusionModule(RunModule):
         latent_shape: StateShape,
         streams: Mapping[str, StreamSource] | None = None,
         examples: Examples | None = None,
-        compile: bool = False,
+        policies: Sequence[Policy] = (),
         **run: Any,
     ) -> None:
         super().__init__(**run)
@@ -108,10 +110,11 @@ class DiffusionModule(RunModule):
         self.sampler = sampler
         self.guidance = guidance
         self.latent_shape = latent_shape
+        self._sharded = False
         self.contract()
         check_parts(backbone, objective, self.aligners)
-        if compile:
-            backbone.compile()
+        for policy in policies:
+            policy(backbone)
 
     @property
     def backbone(self) -> Backbone:
@@ -127,6 +130,16 @@ class DiffusionModule(RunModule):
     def autoencoder(self) -> Autoencoder:
         """The autoencoder."""
         return self._autoencoder["autoencoder"]
+
+    def configure_model(self) -> None:
+        """Shard what is trained and its average, where the strategy shards (``trainer=fsdp``)."""
+        mesh = self._device_mesh
+        if mesh is not None and not self._sharded:
+            check_shardable(self.backbone, {"conditioner": self.conditioner, "objective": self.objective})
+            for parts in (self.trained, self.ema.module):
+                assert isinstance(parts, nn.ModuleDict)
+                shard_parts(parts, mesh["data_parallel"])
+            self._sharded = True
 
     def contract(self) -> None:
         """Check that the parts make this method; a method with requirements of its own says them here."""

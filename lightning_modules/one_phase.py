@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.base import RunModule
+from lightning_modules.sharding import whole
 from repalign.training.phase import MakeOptimizer, MakeScheduler
 
 
@@ -48,7 +49,7 @@ class OnePhase(RunModule):
         """Clip by the global norm and keep the norm for the journal: one pass for both."""
         limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit).detach()
+        norm = whole(nn.utils.clip_grad_norm_(parameters, limit).detach())
         self.terms["train/grad_norm"] = norm
         self.hold(optimizer, norm)
 

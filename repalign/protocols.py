@@ -49,6 +49,8 @@ class Backbone(Protocol):
     A deeply supervised network takes a time for each of its K branches and says so by an attribute ``branches``; one
     without the attribute has a single branch. Which times a network takes is its attribute ``times``, some of
     ``sample``, ``branch`` and ``group`` (:class:`Objective`); one without the attribute takes one time a sample.
+    An attribute ``units`` lists its blocks, which hold most of the weights and run one after another: what is
+    recomputed, compiled and sharded one by one (:func:`repalign.training.policies.units_of`).
     """
 
     tap_specs: Mapping[str, TokenSpec]

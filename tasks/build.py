@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from callbacks import checkpoint
 from datamodules.examples import examples_of
 from lightning_modules.diffusion import DiffusionModule
 from repalign.autoencoders.latent_norm import require_norm
@@ -21,7 +22,6 @@ from repalign.encoders.streams import state_shape
 from repalign.encoders.text_sd3 import AbsentTextEncoder
 from repalign.errors import UserError
 from repalign.protocols import Autoencoder, Conditioner, Encoder, TextEncoder
-from repalign.reading import read_torch
 from repalign.seals import require_whole
 from repalign.training.generate import Examples, asked_by
 from tasks.instantiate import build, check_targets
@@ -151,7 +151,7 @@ def load_weights(module: DiffusionModule, path: str | Path) -> None:
         UserError: when the file is missing, torn, or of another architecture.
     """
     file = Path(path)
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"checkpoint: no file '{file}'; give a .ckpt of a run folder or a .safetensors of task=convert")
     if file.suffix == ".safetensors":
         from tasks.convert import load_safetensors
@@ -169,7 +169,7 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
     """
     require_whole(file)
     try:
-        content = read_torch(file)
+        content = checkpoint.read_checkpoint(file, optimizers=False)
     except Exception as error:
         raise UserError(
             f"checkpoint: '{file}' cannot be read ({type(error).__name__}); is it torn or foreign?"

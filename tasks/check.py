@@ -47,7 +47,7 @@ def check_types(plain: DictConfig, cfg: DictConfig, overrides: list[str]) -> Non
             before, after = OmegaConf.select(plain, key), OmegaConf.select(cfg, key)
         except OmegaConfBaseException:
             continue  # an interpolation that only the run can resolve
-        if before is None or after is None:
+        if before is None or after is None or before == "auto":  # which stands for a number or a name
             continue
         expected, found = _kind(before), _kind(after)
         if expected != found and not (expected is float and found is int):

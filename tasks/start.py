@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from callbacks.checkpoint import read_checkpoint
 from lightning_modules.base import RunModule
 from lightning_modules.diffusion import DiffusionModule
 from repalign.errors import UserError
-from repalign.reading import read_torch
 from repalign.seals import require_whole
 from tasks.convert import parts_of, read_parts
 
@@ -34,7 +34,7 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
     if not isinstance(module, DiffusionModule):
         raise UserError(f"init_from: {type(module).__name__} has no backbone; give autoencoder.weights=FILE instead")
     file = Path(path).expanduser()
-    if not file.is_file():
+    if not file.exists():
         raise UserError(f"init_from: no file '{file}'; give a .safetensors of task=convert, or a .ckpt of a run")
     kept: list[str] = []
     for name, owner in (("trained", module.trained), ("ema.module", module.ema.module)):
@@ -54,7 +54,7 @@ def _of_run(file: Path, name: str, owner: nn.Module, parts: dict[str, nn.Module]
     """The parts in a checkpoint of ours, by their places in ``owner``."""
     require_whole(file)
     try:
-        content = read_torch(file)["state_dict"]
+        content = read_checkpoint(file, optimizers=False)["state_dict"]
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"init_from: '{file}' is no checkpoint of a run ({type(error).__name__})") from error
     places = {id(part): place for place, part in owner.named_modules()}

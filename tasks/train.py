@@ -5,20 +5,22 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in
+from callbacks.checkpoint import AtomicCheckpointIO, checkpoints_in, progress_of
 from callbacks.guard import Collapsed
 from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
-from repalign.reading import read_torch
 from repalign.seals import require_whole
+from tasks import jobs
 from tasks.build import assemble
 from tasks.instantiate import build
 from tasks.loggers import end, loggers_of
@@ -71,12 +73,19 @@ def attempt(cfg: DictConfig) -> None:
     loggers = loggers_of(cfg)
     by_hand: dict[str, Any] = {}
     if not assembly.module.automatic_optimization:
-        by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
+        by_hand = dict(BY_HAND)
+        if cfg.trainer.strategy in STRATEGY_BY_HAND:
+            by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # Lightning would save inside its signal handler, in the middle of a step; callbacks/preemption.py waits.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+        _check_name(cfg.overrides, run_dir)
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **by_hand,
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
     )
     assembly.data.setup("fit")
     assembly.data.attach_cache(
@@ -116,6 +125,17 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def _check_name(overrides: Sequence[str], run_dir: Path) -> None:
+    """A job of Slurm that is put back into the queue must find its folder again, and its processes the same one.
+
+    Raises:
+        UserError: when the folder would be named by the clock.
+    """
+    named = any(word.startswith(("run_name=", "run_dir=")) for word in overrides)
+    if not named and not (run_dir / jobs.RECORD).is_file():  # a job of a sweep has a folder of its own
+        raise UserError("run_name: a job of Slurm, run again, goes on in the folder of this name; give run_name=NAME")
+
+
 def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     """Where to start: the newest checkpoint of the run folder, none, or the one that was named.
 
@@ -129,7 +149,7 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     if resume == "auto":
         return newest_whole(run_dir)
     path = Path(resume)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"resume: no checkpoint '{resume}'; give 'auto', 'never' or the path of a .ckpt file")
     require_whole(path)
     return path
@@ -165,6 +185,6 @@ def _step_of(checkpoint: Path) -> int:
         UserError: when the file is torn or foreign.
     """
     try:
-        return int(read_torch(checkpoint, mmap=True)["progress"]["step"])
+        return progress_of(checkpoint)
     except Exception as error:  # the reader raises many kinds; to the person they are one
         raise UserError(f"resume: '{checkpoint}' cannot be read ({type(error).__name__}); remove it") from error

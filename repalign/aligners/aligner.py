@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.errors import UserError, unknown_choice
+from repalign.nn.precision import at_least_float32
 from repalign.protocols import Context, Similarity, Target
 from repalign.state import TokenSpec
 
@@ -74,7 +75,8 @@ class Aligner(nn.Module):
         student = student.with_data(self.head(student.data))
         if self.resize == "student" and target.grid is not None:
             student = student.resize(target.grid)
-        pairs = [w * similarity(student.data.float(), target.data.float()) for w, similarity in self.similarities]
+        compared = at_least_float32(student.data), at_least_float32(target.data)
+        pairs = [w * similarity(*compared) for w, similarity in self.similarities]
         return sum(pairs[1:], pairs[0])
 
 

@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from repalign.nn.precision import at_least_float32
+
 
 class IntraManifold:
     """Relations of the tokens of one sample, N x N; independent of the batch and of the number of ranks."""
@@ -44,13 +46,13 @@ class BatchManifold:
 
 
 def _pooled(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d"]:
-    return F.normalize(tokens.float(), dim=-1).mean(1)
+    return F.normalize(at_least_float32(tokens), dim=-1).mean(1)
 
 
 def _difference(student: Float[Tensor, "*b n d"], target: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n n"]:
     """Squared differences of the two matrices of cosines."""
     with torch.autocast(student.device.type, enabled=False):
-        return (_cosines(target.float()) - _cosines(student.float())).square()
+        return (_cosines(at_least_float32(target)) - _cosines(at_least_float32(student))).square()
 
 
 def _cosines(x: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b n n"]:

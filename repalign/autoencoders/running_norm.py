@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repalign.autoencoders.latent_norm import ScaleShift
 from repalign.errors import UserError
+from repalign.nn.precision import at_least_float32
 from repalign.state import State
 
 
@@ -29,7 +30,7 @@ class RunningStatistics(nn.Module):
     code leaves eps out there although it normalises with it; ``eps_at_decode`` puts it in, which makes
     :meth:`denormalize` the exact inverse of :meth:`normalize` in evaluation mode.
 
-    The buffers stay in float32 whatever the module is cast to, are in the state dict under the names of
+    The buffers stay in float32 when the module is cast to a half precision, are in the state dict under the names of
     ``nn.BatchNorm2d`` (REPA-E's ``bn.*``), and are averaged by an EMA that covers this module. With several ranks the
     moments are summed over the default group of ``torch.distributed``.
 
@@ -97,10 +98,9 @@ class RunningStatistics(nn.Module):
         if self.training:
             self.num_batches_tracked += 1
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                return self._normalize_over_ranks(raw.float())
-        return F.batch_norm(
-            raw.float(), self.running_mean, self.running_var, None, None, self.training, self.momentum, self.eps
-        )
+                return self._normalize_over_ranks(at_least_float32(raw))
+        wide, statistics = at_least_float32(raw), (self.running_mean, self.running_var)
+        return F.batch_norm(wide, *statistics, None, None, self.training, self.momentum, self.eps)
 
     def denormalize(self, latent: State) -> State:
         """Normalised latents [B, C, H, W] -> raw latents, by the running statistics."""
@@ -119,17 +119,19 @@ class RunningStatistics(nn.Module):
         mean = total / number
         variance = squares / number - mean**2
         with torch.no_grad():
-            self.running_mean.lerp_(mean.float(), self.momentum)
-            self.running_var.lerp_((variance * number / (number - 1)).float(), self.momentum)
-        mean, variance = mean.float().reshape(-1, 1, 1), variance.float().reshape(-1, 1, 1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * number / (number - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        mean, variance = mean.to(raw.dtype).reshape(-1, 1, 1), variance.to(raw.dtype).reshape(-1, 1, 1)
         return (raw - mean) * (variance + self.eps).rsqrt()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
-        """Follow to another device, but not to another precision: a momentum of 0.1 is lost in half precision."""
+        """Follow to another device and to float64, but to no half precision: a momentum of 0.1 is lost there."""
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+            narrower = torch.promote_types(result.dtype, tensor.dtype) != result.dtype
+            return tensor.to(result.device) if narrower else result
 
         return super()._apply(moved, recurse)
 

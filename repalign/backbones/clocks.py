@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,11 @@ class _Clock(nn.Module):
     def skips_blocks(self) -> bool:
         """Whether the wrapped backbone can pass over blocks (``cond.skip``)."""
         return getattr(self.backbone, "skips_blocks", False)
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """Those of the wrapped backbone."""
+        return getattr(self.backbone, "units", ())
 
     @property
     def times(self) -> tuple[str, ...]:

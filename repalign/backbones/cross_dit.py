@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -113,6 +113,11 @@ class CrossDiT(nn.Module):
             torch.arange(side, dtype=torch.float64) * (self.base_side / side / self.interpolation) for side in grid
         )
         return sincos_at(self.dim, rows, columns)
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.blocks]
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -75,6 +75,11 @@ class DDT(nn.Module):
             **{f"decoder.{k}": spec for k in range(1, depth - encoder_depth + 1)},
         }
         improved_init_(self)
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.encoder, *self.decoder]
 
     def forward(
         self,

@@ -100,6 +100,11 @@ class DeepFlow(nn.Module):
         for head in (self.io, self.velocity_head, self.acceleration_head):
             zero_(head.linear)
 
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.blocks]
+
     def forward(
         self,
         x_t: Float[Tensor, "b c h w"],

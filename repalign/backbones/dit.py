@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -89,6 +89,11 @@ class DiT(nn.Module):
         for part in self.modules():
             if isinstance(part, Modulation):
                 zero_(part.linear)
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.blocks]
 
     def forward(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -61,6 +61,11 @@ class ImprovedDiT(nn.Module):
             f"block.{k}": TokenSpec(dim, self.io.grid) for k in range(1, depth + 1)
         }
         improved_init_(self)
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.blocks]
 
     def forward(
         self,

@@ -118,6 +118,11 @@ class MMDiT(nn.Module):
                 zero_(part.linear)
         zero_(self.linear)
 
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.blocks]
+
     def forward(
         self,
         x_t: Float[Tensor, "b c h w"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from einops import rearrange, repeat
@@ -36,6 +36,11 @@ class Patchwise(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.crops = crops
+
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """Those of the wrapped backbone."""
+        return getattr(self.backbone, "units", ())
 
     def forward(
         self,

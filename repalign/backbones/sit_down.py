@@ -112,6 +112,11 @@ class SiTDown(nn.Module):
                 zero_(part.linear)
         zero_(self.io.linear)
 
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.encoder, *self.middle, *self.decoder]
+
     def forward(
         self,
         x_t: Float[Tensor, "b c h w"],

@@ -147,6 +147,11 @@ class UNet(nn.Module):
             **{f"up.{k}": spec for k, spec in enumerate(up, start=1)},
         }
 
+    @property
+    def units(self) -> Sequence[nn.Module]:
+        """The blocks, in the order of a call."""
+        return [*self.down, *self.middle, *self.up]
+
     def forward(
         self,
         x_t: Float[Tensor, "b c h w"],

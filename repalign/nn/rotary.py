@@ -7,6 +7,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from repalign.nn.precision import at_least_float32
+
 
 def rotary_angles(
     head_dim: int, grid: tuple[int, int], theta: float = 10000.0, extent: float = 16.0
@@ -46,6 +48,6 @@ class Rotary2d(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-        a, b = rearrange(x.float(), "... (m pair) -> pair ... m", pair=2)
+        a, b = rearrange(at_least_float32(x), "... (m pair) -> pair ... m", pair=2)
         turned = torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=-1)
         return turned.flatten(-2).to(x.dtype)

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class EMA(nn.Module):
@@ -38,6 +39,8 @@ class EMA(nn.Module):
     def update(self, live: nn.Module, update: int) -> None:
         """Move the average towards the live weights; ``update`` counts from 0."""
         pairs = list(zip(_tensors(self.module), _tensors(live), strict=True))
+        # Of sharded weights each process averages its own part: live and average are sharded alike.
+        pairs = [(_local(a), _local(b)) for a, b in pairs]
         averaged = [a for a, _ in pairs if a.is_floating_point()]
         current = [b.to(a.dtype) for a, b in pairs if a.is_floating_point()]
         torch._foreach_lerp_(averaged, current, 1 - self.decay_at(update))  # pyright: ignore[reportPrivateImportUsage]
@@ -48,3 +51,7 @@ class EMA(nn.Module):
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

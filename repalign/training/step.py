@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.nn.precision import at_least_float32
 from repalign.protocols import (
     Aligner,
     Autoencoder,
@@ -60,7 +61,8 @@ class StepContext:
 def images_of(batch: Batch) -> Tensor | None:
     """The batch's pictures as float [B, 3, H, W] in [0, 1], or None when only cached latents came."""
     images = batch.get("image")
-    return None if images is None else images.float() / 255
+    # In float64 where everything is (precision=64-true sets the default type).
+    return None if images is None else images.to(torch.promote_types(torch.float32, torch.get_default_dtype())) / 255
 
 
 def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness, norm: LatentNorm | None = None) -> State:
@@ -73,7 +75,7 @@ def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness, norm:
     """
     if "moments_mean" in batch:
         std = batch.get("moments_std")
-        posterior = Gaussian(batch["moments_mean"].float(), None if std is None else std.float())
+        posterior = Gaussian(at_least_float32(batch["moments_mean"]), None if std is None else at_least_float32(std))
     else:
         images = images_of(batch)
         assert images is not None, "a batch holds images or cached moments"
@@ -90,7 +92,7 @@ def features_of(batch: Batch, encoders: Mapping[str, Encoder]) -> Callable[[str]
         encoder = encoders[name]
         cached = batch.get(f"features/{name}")
         if cached is not None:
-            return Tokens(cached.float(), encoder.spec.grid, encoder.spec.prefix)
+            return Tokens(at_least_float32(cached), encoder.spec.grid, encoder.spec.prefix)
         images = images_of(batch)
         assert images is not None, "a batch holds images or cached features"
         return encoder(images)

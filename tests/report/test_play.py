@@ -40,8 +40,9 @@ def player_for(folder: Path, experiment: str, *more: str, frames: int = 8) -> Pl
     for name, weight in content["state_dict"].items():
         if "backbone" in name and weight.is_floating_point():
             weight += 0.2 * torch.randn(weight.shape, generator=noise)
-    torch.save(content, file)
-    words = [*words_for(folder, experiment), *more]
+    other = folder / "other.ckpt"  # beside the sealed one
+    torch.save(content, other)
+    words = [*words_for(folder, experiment), *more, f"task.checkpoint={other}"]
     cfg = compose(["task=play", *words])
     return Player(["task=play", "task.port=7999", *words], *sample.restored(cfg), frames)
 

@@ -143,7 +143,7 @@ def test_options_of_a_training(words, tmp_path):
 @pytest.mark.slow
 def test_compiled_training_has_the_same_losses(tmp_path):
     eager = train_tiny(tmp_path / "a", "experiment=repa_sit_s")
-    compiled = train_tiny(tmp_path / "b", "experiment=repa_sit_s", "compile=true")
+    compiled = train_tiny(tmp_path / "b", "experiment=repa_sit_s", "compile=network")
     losses = [torch.tensor(column(run_dir, "train/loss")) for run_dir in (eager, compiled)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 

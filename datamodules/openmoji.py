@@ -38,15 +38,21 @@ class OpenMoji:
         cache_root: folder of the store, which is made at the first use (a few seconds).
         groups: categories to keep, in the order of the labels; None for all, in alphabetical order.
         verify: 'hash' or 'size'.
+        leave_out: names of pictures that are not there: to be asked for later, without having been seen.
 
     Raises:
-        UserError: when a group is unknown or named twice, or the packages are not installed.
+        UserError: when a group or a name is unknown or named twice, or the packages are not installed.
     """
 
     has_images = True
 
     def __init__(
-        self, image_size: int, cache_root: Path, groups: Sequence[str] | None = None, verify: Verify = "hash"
+        self,
+        image_size: int,
+        cache_root: Path,
+        groups: Sequence[str] | None = None,
+        verify: Verify = "hash",
+        leave_out: Sequence[str] = (),
     ) -> None:
         self.image_size = image_size
         self._versions = {name: _version(name) for name in PACKAGES}
@@ -70,6 +76,10 @@ class OpenMoji:
             self._rows = np.flatnonzero(position[everything] >= 0)
             self.labels = position[everything[self._rows]]
             self.fingerprint += f"-{short('/'.join(groups))}"
+        if leave_out:
+            absent = _rows_of(leave_out, [info["captions"][row] for row in self._rows])
+            self._rows, self.labels = (np.delete(kept, absent) for kept in (self._rows, self.labels))
+            self.fingerprint += f"-without-{short('/'.join(sorted(leave_out)))}"
         self.captions: Sequence[str] | None = [info["captions"][row] for row in self._rows]
         self.attribution: str | None = info["attribution"]
 
@@ -153,11 +163,19 @@ def _known(groups: list[str], valid: Sequence[str]) -> list[str]:
     return groups
 
 
+def _rows_of(names: Sequence[str], captions: Sequence[str]) -> list[int]:
+    for name in names:
+        if name not in captions:
+            raise unknown_choice("data.leave_out", name, captions, "picture of these groups")
+    return [row for row, caption in enumerate(captions) if caption in names]
+
+
 class OpenMojiDataModule(ImageDataModule):
     """Batches of :class:`OpenMoji`; the options are those of both.
 
     Args:
         groups: see :class:`OpenMoji`.
+        leave_out: see :class:`OpenMoji`.
         image_size: side of the square pictures.
         stream: see :class:`datamodules.base.ImageDataModule`.
     """
@@ -167,11 +185,13 @@ class OpenMojiDataModule(ImageDataModule):
         *,
         image_size: int = 64,
         groups: Sequence[str] | None = None,
+        leave_out: Sequence[str] = (),
         **stream: Any,
     ) -> None:
         super().__init__(image_size=image_size, **stream)
         self.groups = groups
+        self.leave_out = list(leave_out)
 
     def make_source(self) -> OpenMoji:
         """Render the pictures, or open their store."""
-        return OpenMoji(self.image_size, self.cache_root, self.groups, self.verify)
+        return OpenMoji(self.image_size, self.cache_root, self.groups, self.verify, self.leave_out)

@@ -23,6 +23,7 @@ from repalign.performance.trace import Allocations, pretended, recompute_blocks,
 from repalign.random import SampleRandom
 from repalign.training.phase import only
 from tasks.build import assemble
+from tasks.instantiate import build
 
 # Pictures of the data sets that papers train on; CC12M as its list has them, of which fewer can still be had.
 PICTURES = {"ImageNet-1k": 1_281_167, "CC12M": 12_423_374}
@@ -126,7 +127,7 @@ def on_meta(cfg: DictConfig) -> Any:
             cfg.text_encoders[name] = stand_in(node)
     data = SimpleNamespace(
         image_size=cfg.data.image_size,
-        num_classes=cfg.data.get("num_classes", 1000) or 1000,
+        num_classes=classes_of(cfg),
         cache_latents=False,
         keep_images=True,
         captions=None,
@@ -135,6 +136,13 @@ def on_meta(cfg: DictConfig) -> Any:
         module = assemble(cfg, data).module
     module.planned_size = cfg.data.image_size
     return module.to("meta")
+
+
+def classes_of(cfg: DictConfig) -> int:
+    """As configured; of pictures that come with the project, as they are; of a folder that nobody opens, ImageNet's."""
+    if cfg.data.get("num_classes"):
+        return cfg.data.num_classes
+    return 1000 if "root" in cfg.data else build(cfg.data, "data").num_classes
 
 
 def stand_in(node: DictConfig) -> DictConfig:

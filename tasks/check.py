@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,6 +24,23 @@ TOP_LEVEL = frozenset(
     "reference activations".split()
 )
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
+
+
+def check_names(words: Iterable[str], choices: Callable[[str], list[str]]) -> None:
+    """Names of choices are texts; Hydra answers ``compile=true`` with a traceback.
+
+    Args:
+        words: of the command line that choose of a group.
+        choices: of a group.
+
+    Raises:
+        UserError: for a truth value or a number.
+    """
+    parsed: list[Override] = OverridesParser.create().parse_overrides([word for word in words if "=" in word])
+    for override in parsed:
+        if not override.is_sweep_override() and isinstance(override.value(), (bool, int, float)):
+            group, value = override.key_or_group, (override.input_line or "").partition("=")[2]
+            raise unknown_choice(group, value, choices(group), f"choice of group '{group}'")
 
 
 def check_types(plain: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repalign.errors import UserError, nearest, unknown_choice
 from tasks import jobs
-from tasks.check import check_composition, check_types
+from tasks.check import check_composition, check_names, check_types
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -223,6 +223,7 @@ def compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         groups = [word for word in overrides if is_group(word.split("=")[0].lstrip("+~"))]
+        check_names(groups, choices)
         try:
             cfg = hydra.compose("config", overrides=overrides)
             plain = cfg if len(groups) == len(overrides) else hydra.compose("config", overrides=groups)

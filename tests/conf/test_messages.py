@@ -60,7 +60,7 @@ def complain(*words: str, **environment: str) -> str:
         (["steps=many"], ["steps: expected an integer", "found 'many'"]),
         (["optimizer.lr=fast"], ["optimizer.lr: expected a number", "found 'fast'"]),
         (["ema.warmup=1"], ["ema.warmup: expected true or false", "found 1"]),
-        (["compile=true"], ["compile: unknown", "blocks"]),
+        (["compile=true"], ["compile: unknown", "'true'", "blocks"]),
         (["--multirun", "experiment=sit_s,sit_q"], ["experiment: unknown", "'sit_q'"]),
         (["trainer=ddp", "trainer.devices=8", "trainer.num_nodes=two"], ["trainer.num_nodes: expected an integer"]),
         (["steps"], ["'steps'", "key=value"]),

@@ -94,7 +94,8 @@ def test_heads_stay_when_a_stage_adds_or_drops_alignment(tmp_path):
         start_from(aligned, tmp_path / "no.ckpt")
 
 
-def test_mixed_aspect_ratios_train(tmp_path):
+@pytest.mark.parametrize("stored", [True, False])
+def test_mixed_aspect_ratios_train(tmp_path, stored):
     root = tmp_path / "pictures"
     root.mkdir()
     lines = []
@@ -112,7 +113,7 @@ def test_mixed_aspect_ratios_train(tmp_path):
             "data.image_size=64",
             "data.buckets=true",
             "data.bucket_step=16",
-            "data.cache_latents=false",
+            f"data.cache_latents={stored}",
             "data.num_workers=0",
             "backbone.table_side=8",
             "steps=6",
@@ -125,6 +126,7 @@ def test_mixed_aspect_ratios_train(tmp_path):
     run(cfg)
     losses = column(Path(cfg.run_dir), "train/loss")
     assert len(losses) == 6 and all(loss == loss for loss in losses)
+    assert bool(list((tmp_path / "cache").rglob("moments.00000.npy"))) == stored
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.start = 0
         self.stores: dict[str, ArrayStore] = {}
 
+    sizes = False  # whether batches carry the sizes of pictures
     computes = True  # whether stores that are missing can be made; not where they are what the data set consists of
 
     @abstractmethod

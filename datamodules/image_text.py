@@ -39,6 +39,7 @@ class ImageTextDataModule(ImageDataModule):
             store for each bucket.
         bucket_step: sides are multiples of it; a multiple of the autoencoder's downsampling times the patch.
         bucket_ratio: largest aspect ratio of a bucket.
+        sizes: batches carry ``size``: original height and width, and height / width of what the picture is cut to.
         cache_features: as in the base, but off unless asked for: text states of a large set fill a disk.
         stream: see :class:`datamodules.base.ImageDataModule`.
 
@@ -57,6 +58,7 @@ class ImageTextDataModule(ImageDataModule):
         buckets: bool = False,
         bucket_step: int = 64,
         bucket_ratio: float = 2.0,
+        sizes: bool = False,
         cache_features: bool = False,
         **stream: Any,
     ) -> None:
@@ -66,6 +68,7 @@ class ImageTextDataModule(ImageDataModule):
         self.on_corrupt = on_corrupt
         self.upscale = upscale
         self.original = original
+        self.sizes = sizes
         self.sides = bucket_sides(self.image_size, bucket_step, bucket_ratio) if buckets else None
 
     def make_source(self) -> Any:
@@ -76,6 +79,11 @@ class ImageTextDataModule(ImageDataModule):
         if self.sides is not None:
             source.buckets = Buckets(sizes_of(source, self.cache_root), self.sides)
         return source
+
+    @cached_property
+    def source(self) -> Any:
+        """The pictures, with their captions and perhaps their buckets."""
+        return self.make_source()
 
     @cached_property
     def squares(self) -> Any:
@@ -103,7 +111,15 @@ class ImageTextDataModule(ImageDataModule):
         """Batches for keys (serial number, index)."""
         dataset = SerialDataset(self.source, self.seed, self.horizontal_flip)
         dataset.mix = self.mix
+        if self.sizes:
+            dataset.sizes = self._sizes()
         return dataset
+
+    def _sizes(self) -> np.ndarray:
+        ratios = np.ones(len(self.source))
+        if self.sides is not None:
+            ratios = np.array([height / width for height, width in self.sides])[self.source.buckets.of]
+        return np.concatenate([sizes_of(self.source, self.cache_root), ratios[:, None]], 1).astype(np.float32)
 
     def cached(self, outputs: Outputs, making: Making) -> Sequence[CachedOutputs]:
         """A store for each bucket; of captions one store, with a row for every caption of every picture.

@@ -103,6 +103,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.start = 0
         self.stores: dict[str, ArrayStore] = {}
 
+    sizes = False  # whether batches carry the sizes of pictures
     computes = True  # whether stores that are missing can be made; not where they are what the data set consists of
 
     @abstractmethod
@@ -234,6 +235,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
                 "set data.cache_latents=true, data.cache_features=true, data.keep_images=false"
             )
 
+    @property
+    def views(self) -> int:
+        """How often a picture is stored: mirrored too, or once."""
+        return 2 if self.horizontal_flip else 1
+
     def outputs(
         self,
         autoencoder: Autoencoder | None,
@@ -251,11 +257,11 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             self.feature_dtype,
         )
 
-    def cached(self, outputs: Outputs, making: Making) -> CachedOutputs:
-        """The store of a network's outputs, not yet opened."""
-        views = 2 if self.horizontal_flip else 1
-        return CachedOutputs(self.source, outputs, self.cache_root, views, making, self.verify)
+    def cached(self, outputs: Outputs, making: Making) -> Sequence[CachedOutputs]:
+        """The stores of a network's outputs, not yet opened: one, or one for each shape of the pictures."""
+        return [CachedOutputs(self.source, outputs, self.cache_root, self.views, making, self.verify)]
 
     def store_for(self, outputs: Outputs, making: Making) -> ArrayStore:
         """The store of a network's outputs over all pictures, made when it is not there."""
-        return self.cached(outputs, making).store()
+        (only,) = self.cached(outputs, making)
+        return only.store()

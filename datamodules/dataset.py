@@ -28,7 +28,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
     A batch is a dict: ``label``, ``serial``, ``index`` int64 [B]; ``image`` uint8 [B, 3, H, W] when ``with_images``;
     what the stores hold, in the type it is stored in: ``moments`` [B, 1 or 2, C, h, w], ``features/<name>``,
     ``text/<name>``, ``text_mask/<name>``, ``text_pooled/<name>``; ``caption``, a list of texts, when there are any;
-    ``boxes`` float32 [B, M, 5] and ``segmentation`` int64 [B, H, W] when the pictures have them.
+    ``size`` float32 [B, 3] where it is wanted; ``boxes`` float32 [B, M, 5] and ``segmentation`` int64 [B, H, W] when
+    the pictures have them.
     The device takes moments apart and converts half precision: one piece and half the bytes to move.
 
     A picture is mirrored when U(seed, serial, 'flip') < 1/2: neither worker nor rank has a say in it.
@@ -59,6 +60,7 @@ class SerialDataset(Dataset[dict[str, Any]]):
         self.redirect = redirect
         self.text_stores: tuple[ArrayStore, ...] = ()
         self.mix: CaptionMix | None = None  # of several captions per picture
+        self.sizes: np.ndarray | None = None  # height, width, aspect ratio, float32 [N, 3]
         self._pictures: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -94,6 +96,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
         for store in self.text_stores:
             batch |= _rows(store, index if self.mix is None else self.mix.rows(serial, index))
         batch |= {"label": self.source.labels[index], "serial": serial, "index": index}
+        if self.sizes is not None:
+            batch["size"] = torch.from_numpy(self.sizes[index])
         if isinstance(self.source, Boxed):
             batch["boxes"] = torch.from_numpy(_mirrored(self.source.boxes(index.tolist()), flip))
         if isinstance(self.source, Segmented):

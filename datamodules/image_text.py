@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from datamodules.base import ImageDataModule
+from datamodules.bucket_stores import BucketPictures, BucketStores, bucket_folder
 from datamodules.buckets import BucketBatchSampler, Buckets, bucket_sides
 from datamodules.cache import CachedOutputs, Making, as_float
 from datamodules.captions import CaptionMix
@@ -22,6 +23,7 @@ from datamodules.encoded import EncodedPictures, UnreadableImage
 from datamodules.files import write_atomically
 from datamodules.outputs import Outputs
 from datamodules.progress import progress
+from datamodules.store import ArrayStore
 from repalign.errors import UserError
 
 
@@ -33,15 +35,16 @@ class ImageTextDataModule(ImageDataModule):
             classes of :mod:`datamodules.captioned`.
         root, on_corrupt, upscale: see :class:`datamodules.encoded.EncodedPictures`.
         original: probability of an original caption where there are synthetic ones (SD3: 0.5).
-        buckets: cut pictures to the bucket of the nearest aspect ratio; a batch is of one bucket. Pictures are then not
-            cached as latents.
+        buckets: cut pictures to the bucket of the nearest aspect ratio; a batch is of one bucket. Latents then lie in a
+            store for each bucket.
         bucket_step: sides are multiples of it; a multiple of the autoencoder's downsampling times the patch.
         bucket_ratio: largest aspect ratio of a bucket.
+        sizes: batches carry ``size``: original height and width, and height / width of what the picture is cut to.
         cache_features: as in the base, but off unless asked for: text states of a large set fill a disk.
         stream: see :class:`datamodules.base.ImageDataModule`.
 
     Raises:
-        UserError: as the sources, and for buckets with stored latents.
+        UserError: as the sources.
     """
 
     def __init__(
@@ -55,17 +58,17 @@ class ImageTextDataModule(ImageDataModule):
         buckets: bool = False,
         bucket_step: int = 64,
         bucket_ratio: float = 2.0,
+        sizes: bool = False,
         cache_features: bool = False,
         **stream: Any,
     ) -> None:
         super().__init__(cache_features=cache_features, **stream)
-        if buckets and self.cache_latents:
-            raise UserError("data.buckets: pictures of several shapes have no store yet; set data.cache_latents=false")
         self.make_pictures = pictures
         self.root = root
         self.on_corrupt = on_corrupt
         self.upscale = upscale
         self.original = original
+        self.sizes = sizes
         self.sides = bucket_sides(self.image_size, bucket_step, bucket_ratio) if buckets else None
 
     def make_source(self) -> Any:
@@ -76,6 +79,11 @@ class ImageTextDataModule(ImageDataModule):
         if self.sides is not None:
             source.buckets = Buckets(sizes_of(source, self.cache_root), self.sides)
         return source
+
+    @cached_property
+    def source(self) -> Any:
+        """The pictures, with their captions and perhaps their buckets."""
+        return self.make_source()
 
     @cached_property
     def squares(self) -> Any:
@@ -103,13 +111,48 @@ class ImageTextDataModule(ImageDataModule):
         """Batches for keys (serial number, index)."""
         dataset = SerialDataset(self.source, self.seed, self.horizontal_flip)
         dataset.mix = self.mix
+        if self.sizes:
+            dataset.sizes = self._sizes()
         return dataset
 
-    def cached(self, outputs: Outputs, making: Making) -> CachedOutputs:
-        """The store of a network's outputs; of captions it has a row for every caption of every picture."""
-        if not outputs.of_captions:
+    def _sizes(self) -> np.ndarray:
+        ratios = np.ones(len(self.source))
+        if self.sides is not None:
+            ratios = np.array([height / width for height, width in self.sides])[self.source.buckets.of]
+        return np.concatenate([sizes_of(self.source, self.cache_root), ratios[:, None]], 1).astype(np.float32)
+
+    def cached(self, outputs: Outputs, making: Making) -> Sequence[CachedOutputs]:
+        """A store for each bucket; of captions one store, with a row for every caption of every picture.
+
+        Raises:
+            UserError: for buckets in a folder of one's own, which nothing could be trained from.
+        """
+        if outputs.of_captions:
+            return [CachedOutputs(self.mix.all, outputs, self.cache_root, 1, making, self.verify)]
+        if self.sides is None:
             return super().cached(outputs, making)
-        return CachedOutputs(self.mix.all, outputs, self.cache_root, 1, making, self.verify)
+        if making.folder is not None:
+            raise UserError(
+                "task.output: stores of buckets are read from the cache alone; leave it out, or set paths.cache=FOLDER"
+            )
+        sets = [BucketPictures(self.source, number) for number in self._filled]
+        return [CachedOutputs(one, outputs, self.cache_root, self.views, making, self.verify) for one in sets]
+
+    def store_for(  # type: ignore[override]  # stores of buckets have the reading half of a store's interface
+        self, outputs: Outputs, making: Making
+    ) -> ArrayStore | BucketStores:
+        """The store of a network's outputs, made when it is not there; of buckets all of them, read as one."""
+        if self.sides is None or outputs.of_captions:
+            return super().store_for(outputs, making)
+        cached = self.cached(outputs, making)
+        stores = {number: one.store() for number, one in zip(self._filled, cached, strict=True)}
+        folder = self.cache_root / bucket_folder(self.source, self.source.buckets) / cached[0].folder.name
+        return BucketStores(self.source.buckets, stores, folder)
+
+    @property
+    def _filled(self) -> list[int]:
+        """The buckets that have pictures."""
+        return np.unique(self.source.buckets.of).tolist()
 
     def make_sampler(
         self, global_batch: int, rank: int, world: int, accumulate: int, seed: int, start: int

@@ -34,6 +34,10 @@ class Share:
         """Whether this process makes the shard."""
         return shard % self.parts == self.part
 
+    def moved(self, places: int) -> Share:
+        """The same share, beginning elsewhere: of many small stores each process then makes some."""
+        return Share((self.part + places) % self.parts, self.parts)
+
 
 WHOLE = Share()
 

@@ -182,7 +182,7 @@ class Conditioner(Protocol):
     """
 
     @property
-    def reads(self) -> Collection[str]: ...  # of a batch: label, caption, image, boxes, segmentation
+    def reads(self) -> Collection[str]: ...  # of a batch: label, caption, size, image, boxes, segmentation
     @property
     def text_encoders(self) -> Mapping[str, TextEncoder]: ...  # the frozen ones that it runs
     @property

@@ -85,6 +85,7 @@ def assemble(cfg: DictConfig, data: Any = None) -> Assembly:
     backbone = conditioned(
         build(cfg.backbone, "backbone"), conditioner, latent_shape=shape, num_classes=data.num_classes
     )
+    check_sizes(data, conditioner, backbone)
     backbone = build(cfg.tuning, "tuning")(backbone)
     module = make_module(
         backbone=build(cfg.clock, "clock")(backbone),
@@ -123,6 +124,30 @@ def conditioned(make: Callable[..., Any], conditioner: Conditioner, **sizes: Any
     return derived(make, **sizes, **given)
 
 
+def check_sizes(data: Any, conditioner: Conditioner, backbone: Any) -> None:
+    """Sizes of pictures as a condition: data that give them, a conditioner and a backbone that read them, or none.
+
+    Raises:
+        UserError: naming the part that does not fit.
+    """
+    conditioned_on, reads = "size" in conditioner.reads, getattr(backbone, "reads_size", False)
+    if conditioned_on and not reads:
+        raise UserError(
+            "backbone: reads no sizes of pictures, which the conditioner gives; set backbone=cross_dit_xl_size, or "
+            "conditioner=text"
+        )
+    if reads and not conditioned_on:
+        raise UserError(
+            "conditioner: gives no sizes of pictures, which the backbone reads; set conditioner=text_and_size, or "
+            "backbone.modulation.size=false"
+        )
+    if conditioned_on and not getattr(data, "sizes", False):
+        raise UserError(
+            f"data: {type(data).__name__} gives no sizes of pictures, which the conditioner reads; set data.sizes=true "
+            "with data=image_text or another captioned set, or conditioner=text"
+        )
+
+
 def stored_text_encoders(text_encoders: Mapping[str, TextEncoder]) -> dict[str, TextEncoder]:
     """Those whose states are worth a store: the zeros of one that is left out are not."""
     return {name: part for name, part in text_encoders.items() if not isinstance(part, AbsentTextEncoder)}
@@ -134,7 +159,7 @@ def examples_for(data: Any, conditioner: Conditioner) -> Examples | None:
     Raises:
         UserError: when it reads pictures and batches would not carry them.
     """
-    beside = set(conditioner.reads) - {asked_by(conditioner)}
+    beside = set(conditioner.reads) - {asked_by(conditioner), "size"}
     if not beside:
         return None
     if "image" in beside and not data.keep_images:

@@ -99,7 +99,8 @@ def make_share(data: ImageDataModule, networks: Networks, making: Making, share:
     complete = True
     for outputs in data.outputs(networks.autoencoder, networks.encoders, networks.text_encoders, networks.device):
         with placed(outputs.network, networks.device):
-            complete &= data.cached(outputs, making).make_share(share)
+            for number, cached in enumerate(data.cached(outputs, making)):
+                complete &= cached.make_share(share.moved(number))
     return complete
 
 
@@ -184,11 +185,11 @@ def _rows(data: ImageDataModule, networks: Networks, making: Making, share: Shar
     """How many rows a share has to make, and how many are there already."""
     total = before = 0
     for outputs in data.outputs(networks.autoencoder, networks.encoders, networks.text_encoders, networks.device):
-        cached = data.cached(outputs, making)
-        if (manifest := load_manifest(cached.folder)) is None:
-            total += cached.views * len(cached.source) // share.parts
-        else:
-            mine = [shard for shard in range(manifest.shards) if share.has(shard)]
+        for number, cached in enumerate(data.cached(outputs, making)):
+            if (manifest := load_manifest(cached.folder)) is None:
+                total += cached.views * len(cached.source) // share.parts
+                continue
+            mine = [shard for shard in range(manifest.shards) if share.moved(number).has(shard)]
             total += sum(len(manifest.rows_of(shard)) for shard in mine)
             before += sum(len(manifest.rows_of(shard)) for shard in set(mine) - set(manifest.missing()))
     return total, before

@@ -94,6 +94,11 @@ class CrossDiT(nn.Module):
         self.tap_specs: Mapping[str, TokenSpec] = {f"block.{k}": TokenSpec(dim, grid) for k in range(1, depth + 1)}
         self.reset_parameters()
 
+    @property
+    def reads_size(self) -> bool:
+        """Whether height, width and aspect ratio of the picture are embedded."""
+        return getattr(self.modulation, "size_embed", None) is not None
+
     def reset_parameters(self) -> None:
         """Initial weights of DiT; N(0, 0.02) in the text projection, zero output of cross-attention and network."""
         xavier_linear_(self)

@@ -23,14 +23,14 @@ from repalign.protocols import (
     Sampler,
 )
 from repalign.samplers.field import DenoisingField
-from repalign.state import Cond, State, StateShape, Streams, latent_of, leading
+from repalign.state import LATENT, Cond, State, StateShape, Streams, latent_of, leading
 
 Examples = Callable[[Tensor, Randomness], Mapping[str, Any]]  # labels and draws -> what the conditioner reads
 
 
 def asked_by(conditioner: Conditioner) -> Literal["label", "caption"]:
-    """By what a picture is asked for: its caption where that is all that is read, otherwise a class."""
-    return "caption" if set(conditioner.reads) == {"caption"} else "label"
+    """By what a picture is asked for: its caption where that is all that is read (but its size), otherwise a class."""
+    return "caption" if set(conditioner.reads) - {"size"} == {"caption"} else "label"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,12 @@ class ImageGenerator:
         """Pictures in [0, 1] of what :meth:`latents` gave; may run in another thread than it."""
         return self.autoencoder.decode(raw)
 
+    def drawn_size(self, device: torch.device) -> Float[Tensor, " 3"]:
+        """Height, width and aspect ratio of the pictures."""
+        shape = self.latent_shape[LATENT] if isinstance(self.latent_shape, Mapping) else self.latent_shape
+        height, width = (float(side * self.autoencoder.downsampling) for side in shape[-2:])
+        return torch.tensor([height, width, height / width], device=device)
+
     @torch.no_grad()
     def latents(self, wanted: Int[Tensor, " b"] | Sequence[str], random: Randomness) -> State:
         """Raw latents: the sampler's work. Of a state of several streams the latent alone is kept."""
@@ -71,9 +77,12 @@ class ImageGenerator:
 
         x_1 = pure_noise(self.latent_shape, random)
         if isinstance(wanted, Tensor) and self.examples is not None:
-            cond = self.conditioner(self.examples(wanted, random))
+            batch = dict(self.examples(wanted, random))
         else:
-            cond = self.conditioner({asked_by(self.conditioner): wanted})
+            batch = {asked_by(self.conditioner): wanted}
+        if "size" in self.conditioner.reads:
+            batch["size"] = self.drawn_size(leading(x_1).device).expand(len(wanted), 3)
+        cond = self.conditioner(batch)
         null = self.conditioner.null(len(wanted), leading(x_1).device)
         field = self.guidance(bind, cond, null.completed(cond))
         latent = latent_of(self.sampler(field, x_1, random)).float()

@@ -243,8 +243,6 @@ def test_pictures_in_buckets_have_their_shape(folder, tmp_path):
     assert len(shapes) > 2 and all(h % 16 == w % 16 == 0 and h * w <= 64**2 for h, w in shapes)
     assert next(data.reference_images(8)).shape == (8, 3, 64, 64)
     assert (tmp_path / "c" / data.source.fingerprint / "sizes.npy").is_file()
-    with pytest.raises(UserError, match=r"data.buckets: .* set data.cache_latents=false"):
-        module(folder, CaptionedFolder, tmp_path / "c", buckets=True, cache_latents=True)
 
 
 def test_a_torn_picture_of_a_bucket_is_replaced_from_its_bucket(folder, tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from callbacks.checkpoint import checkpoints_in
 from repalign.errors import UserError
+from repalign.random import SampleRandom
 from tasks import sample
 from tasks.build import assemble
 from tasks.check import check_composition
@@ -94,7 +95,45 @@ def test_heads_stay_when_a_stage_adds_or_drops_alignment(tmp_path):
         start_from(aligned, tmp_path / "no.ckpt")
 
 
-def test_mixed_aspect_ratios_train(tmp_path):
+SIZED = ["backbone.modulation.size=true", "conditioner=text_and_size", "backbone.dim=48", "backbone.heads=2"]
+
+
+def test_sizes_condition_training_and_sampling(tmp_path):
+    """In batches original sizes and the bucket's ratio, with latents stored; in sampling the size of the drawing."""
+    words = ["experiment=cross_dit_xl", *in_buckets(tmp_path), *SIZED, "data.cache_latents=true", "data.sizes=true"]
+    cfg = tiny(tmp_path, *words)
+    run(cfg)
+    assert all(loss == loss for loss in column(Path(cfg.run_dir), "train/loss"))
+    assembly = assemble(cfg)
+    data, module = assembly.data, assembly.module
+    data.setup("fit")
+    batch = data.dataset.__getitems__(next(iter(data.make_sampler(4, 0, 1, 1, 0, 0))))
+    for index, size in zip(batch["index"].tolist(), batch["size"].tolist(), strict=True):
+        (height, width), (width_of_file, height_of_file) = data.source.buckets.sides_of(index), SIZES[index]
+        assert size == pytest.approx([height_of_file, width_of_file, height / width])
+    seen = []
+    hook = module.ema.module["backbone"].register_forward_pre_hook
+    hook(lambda part, args, kwargs: seen.append(args[2] if len(args) > 2 else kwargs["cond"]), with_kwargs=True)
+    module.generator().latents(["one"], SampleRandom(0, [0]))
+    assert seen and all(cond.size.tolist() == [[64.0, 64.0, 1.0]] * len(cond.size) for cond in seen)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (SIZED[:1], r"conditioner: gives no sizes"),
+        (SIZED[1:2], r"backbone: reads no sizes .*backbone=cross_dit_xl_size"),
+        (SIZED, r"data: ImageTextDataModule gives no sizes .* data.sizes=true"),
+    ],
+)
+def test_sizes_need_all_three(tmp_path, words, match):
+    sized = [*words, *SIZED[2:]]
+    with pytest.raises(UserError, match=match):
+        assemble(tiny(tmp_path, "experiment=cross_dit_xl", *in_buckets(tmp_path), *dict.fromkeys(sized)))
+
+
+def in_buckets(tmp_path: Path) -> list[str]:
+    """A folder of small pictures of several ratios, and the words that train on it."""
     root = tmp_path / "pictures"
     root.mkdir()
     lines = []
@@ -102,29 +141,26 @@ def test_mixed_aspect_ratios_train(tmp_path):
         (root / f"{number}.png").write_bytes(picture(size, number))
         lines.append(json.dumps({"file_name": f"{number}.png", "text": f"number {number}"}))
     (root / "metadata.jsonl").write_text("\n".join(lines))
-    cfg = compose(
-        [
-            "experiment=sd3_d15",
-            "debug=tiny",
-            "data=image_text_folder",
-            f"data.root={root}",
-            "~data.size",
-            "data.image_size=64",
-            "data.buckets=true",
-            "data.bucket_step=16",
-            "data.cache_latents=false",
-            "data.num_workers=0",
-            "backbone.table_side=8",
-            "steps=6",
-            f"paths.runs={tmp_path}",
-            f"paths.cache={tmp_path / 'cache'}",
-            "callbacks.journal.every=1",
-        ]
-    )
-    check_composition(cfg)
+    return [
+        "data=image_text_folder",
+        f"data.root={root}",
+        "~data.size",
+        "data.image_size=64",
+        "data.buckets=true",
+        "data.bucket_step=16",
+        "data.num_workers=0",
+        f"paths.cache={tmp_path / 'cache'}",
+    ]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_mixed_aspect_ratios_train(tmp_path, stored):
+    words = [*in_buckets(tmp_path), f"data.cache_latents={stored}", "backbone.table_side=8", "steps=6"]
+    cfg = tiny(tmp_path, "experiment=sd3_d15", *words)
     run(cfg)
     losses = column(Path(cfg.run_dir), "train/loss")
     assert len(losses) == 6 and all(loss == loss for loss in losses)
+    assert bool(list((tmp_path / "cache").rglob("moments.00000.npy"))) == stored
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     times = StepTimes(cfg.task.warmup, cfg.task.steps)
     by_hand: dict[str, Any] = {}
     if not module.automatic_optimization:
-        by_hand = {**BY_HAND, "strategy": STRATEGY_BY_HAND.get(cfg.trainer.strategy, cfg.trainer.strategy)}
+        by_hand = dict(BY_HAND)
+        if cfg.trainer.strategy in STRATEGY_BY_HAND:
+            by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
     of_a_step = build({k: v for k, v in cfg.callbacks.items() if k in CALLBACKS_OF_A_STEP}, "callbacks")
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **{**by_hand, "max_steps": times.total, "enable_checkpointing": False, "enable_progress_bar": False},

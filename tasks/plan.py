@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -87,26 +88,29 @@ def footprint(cfg: DictConfig, precision: str, live: list[str]) -> tuple[Footpri
     """
     module = on_meta(cfg)
     few, many = MANY
-    least, one, two = (traced(module, precision, live, batch) for batch in (1, few, many))
-    per_image = (two["peak"] - one["peak"]) / (many - few)
+    least, one, two = (allocated(module, precision, live, batch) for batch in (1, few, many))
+    per_image = (two - one) / (many - few)
+    flops = {name: count / few for name, count in operations(module, precision, live, few).items()}
     trained = sum(p.numel() for p in _trained(module))
     frozen = {id(p): p.numel() * p.element_size() for p in module.frozen.parameters()}
     averaged = sum(p.numel() for p in module.ema.module.parameters())
     kept: float | None = None
-    if recompute_blocks(module.trained["backbone"]):
-        less = [traced(module, precision, live, batch)["peak"] for batch in MANY]
+    blocks = getattr(module.trained["backbone"], "units", ())
+    if blocks:
+        recompute_blocks(blocks)
+        less = [allocated(module, precision, live, batch) for batch in MANY]
         kept = (less[1] - less[0]) / (many - few)
     measured = Footprint(
         parameters=trained,
         averaged=averaged,
         frozen=sum(frozen.values()) if live else 0,
-        trained_flops=(two["flops"] - two["frozen"]) / many,
-        frozen_flops=two["frozen"] / many,
+        trained_flops=flops["all"] - flops["frozen"],
+        frozen_flops=flops["frozen"],
         per_image=per_image,
-        fixed=one["peak"] - few * per_image,
-        least=least["peak"],
+        fixed=one - few * per_image,
+        least=least,
         recomputed=kept,
-        forward_share=two["forward"] / max(two["flops"] - two["frozen"], 1),
+        forward_share=flops["forward"] / max(flops["all"] - flops["frozen"], 1),
     )
     return measured, stores_of(cfg, module)
 
@@ -119,6 +123,8 @@ def on_meta(cfg: DictConfig) -> Any:
         for node in (cfg.autoencoder, *cfg.encoders.values()):
             if "weights" in node:
                 node.weights = "random"
+        for name in ("activations", "compile"):  # both kinds are traced here
+            cfg[name] = {"_target_": "repalign.training.policies.as_it_is", "_partial_": True}
         for name in ("base", "vgg16", "lpips"):
             cfg.paths[name] = "random"
         if cfg.streams:
@@ -156,35 +162,45 @@ def stand_in(node: DictConfig) -> DictConfig:
     return node
 
 
-def traced(module: Any, precision: str, live: list[str], batch: int) -> dict[str, float]:
-    """Peak of allocated bytes, operations in all, of frozen networks, of the forward pass; of one step."""
-    frozen = [0.0]
-    forward = 0.0
-    counter = FlopCounterMode(display=False)
+def allocated(module: Any, precision: str, live: list[str], batch: int) -> int:
+    """Peak of the bytes that a step allocates on top of the weights."""
     given = made_up(module, live, batch)
-    random = SampleRandom(0, list(range(batch)), torch.device("meta"))
+    with pretended(precision), Allocations() as allocations:
+        take_step(module, given)
+    return allocations.peak
+
+
+def operations(module: Any, precision: str, live: list[str], batch: int) -> dict[str, float]:
+    """Operations of a step: all, those of frozen networks, those before the first backward pass.
+
+    Apart from :func:`allocated`: the counter holds what the modules give.
+    """
+    given = made_up(module, live, batch)
+    counter = FlopCounterMode(display=False)
+    frozen, forward = [0.0], [0.0]
     with ExitStack() as stack:
         stack.enter_context(pretended(precision))
-        allocations = stack.enter_context(Allocations())
         stack.enter_context(counter)
         _count_frozen(module, counter, frozen, stack)
-        if module.automatic_optimization:
-            module.note = lambda *_: None
-            loss = module.training_step(given, 0)
-            forward = counter.get_total_flops() - frozen[0]
-            loss.backward()
-            del loss
-        else:
-            shared = module.begin(given, random)
-            forward = counter.get_total_flops() - frozen[0]
-            for name, phase in module.phases.items():
-                with only(phase, module.parts):
-                    module.losses(name, shared).total.backward()
-            del shared
-    peak = allocations.peak
+        take_step(module, given, lambda: forward.append(counter.get_total_flops() - frozen[0]))
+    return {"all": counter.get_total_flops(), "frozen": frozen[0], "forward": forward[1]}
+
+
+def take_step(module: Any, given: dict[str, Any], before_backward: Callable[[], None] = lambda: None) -> None:
+    """Forward and backward of the module's own step; gradients are let go afterwards."""
+    if module.automatic_optimization:
+        module.note = lambda *_: None
+        loss = module.training_step(given, 0)
+        before_backward()
+        loss.backward()
+    else:
+        shared = module.begin(given, SampleRandom(0, given["serial"], given["label"].device))
+        before_backward()
+        for name, phase in module.phases.items():
+            with only(phase, module.parts):
+                module.losses(name, shared).total.backward()
     for parameter in module.parameters():
         parameter.grad = None
-    return {"peak": peak, "flops": counter.get_total_flops(), "frozen": frozen[0], "forward": forward}
 
 
 def _count_frozen(module: Any, counter: FlopCounterMode, total: list[float], stack: ExitStack) -> None:

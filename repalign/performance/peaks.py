@@ -72,9 +72,11 @@ def peak_of(device: torch.device, arithmetic: str) -> tuple[float, str]:
     return flops, f"measured: product of {size} x {size} matrices, {arithmetic}"
 
 
-def measured_peak(device: torch.device, arithmetic: str, size: int | None = None, rounds: int = 8) -> tuple[float, int]:
+def measured_peak(
+    device: torch.device, arithmetic: str, size: int | None = None, rounds: int = 40
+) -> tuple[float, int]:
     """FLOP/s of the best of some products of square matrices, and their side."""
-    size = size or (8192 if device.type == "cuda" else 1024)
+    size = size or (8192 if device.type == "cuda" else 512)  # short on a CPU: others may run on it
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(arithmetic, torch.float32)
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     best = float("inf")

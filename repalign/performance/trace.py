@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -151,14 +151,10 @@ def pretended(precision: str) -> Iterator[None]:
         F.scaled_dot_product_attention, torch.autocast = fused, autocast
 
 
-def recompute_blocks(network: nn.Module) -> int:
-    """Checkpoint every block (of each list of two or more modules) as a policy would; returns their number."""
-    blocks = [
-        block for part in network.modules() if isinstance(part, nn.ModuleList) and len(part) > 1 for block in part
-    ]
+def recompute_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Checkpoint blocks as :func:`repalign.training.policies.recompute` does, inside what :func:`pretended` sets."""
     for block in blocks:
         block.forward = _checkpointed(block.forward)
-    return len(blocks)
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """Checkpoints of sharded training: a folder of safetensors that every process writes its part of.
 
 ``step_00001000.ckpt/`` holds ``shard-<rank>-....safetensors`` (weights, averages and moments of the optimizers, by
-torch.distributed.checkpoint) and ``rest.pt`` (everything else: plain values, read with weights_only). No pickle is
-read. The folder gets its name when all of it is on the disk.
+torch.distributed.checkpoint) and ``rest.pt`` (everything else: plain values, read with weights_only), each with its
+SHA-256 beside it. No pickle is read. The folder gets its name when all of it is on the disk.
 """
 
 from __future__ import annotations
@@ -22,13 +22,25 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from repalign.reading import read_torch
-from repalign.seals import remove_sealed
+from repalign.seals import remove_sealed, seal, write_sealed
 
 REST = "rest.pt"
 MODEL, OPTIMIZER = "state_dict", "optimizer"
+
+
+class _SealedShards(HuggingFaceStorageWriter):
+    """Leaves a SHA-256 beside each file that this process has written."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
+        written = super().write_data(plan, planner)
+        written.wait()
+        for file in Path(self.path).glob(f"shard-{plan.storage_data['shard_index']:05d}-*.safetensors"):
+            seal(file)
+        return written
 
 
 class ShardedWriter:
@@ -49,10 +61,10 @@ class ShardedWriter:
             for left in (*target.parent.glob(".step_*.incomplete"), *target.parent.glob(".step_*.removed")):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a run that was killed
             folder.mkdir(parents=True)
-            _write_durably(rest, folder / REST)
+            write_sealed(folder / REST, lambda file: torch.save(rest, file))
         dist.barrier(self._group)
         staged = {name: _copied(value) for name, value in tensors.items()}
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = _SealedShards(str(folder), save_distributed=True)
         written = dcp.async_save(staged, storage_writer=writer, process_group=self._group)
         assert isinstance(written, Future)
         self._pending = Future()
@@ -95,13 +107,6 @@ def _copied(value: Tensor) -> Tensor:
     return DTensor.from_local(
         local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
     )
-
-
-def _write_durably(content: Any, target: Path) -> None:
-    with open(target, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _rename(written: Path, target: Path) -> None:

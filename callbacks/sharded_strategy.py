@@ -11,6 +11,7 @@ from torch import Tensor
 
 from callbacks.sharded_checkpoint import ShardedWriter, flat_state, load_sharded, load_whole, shapes_in
 from repalign.errors import UserError
+from repalign.reading import read_torch
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -70,7 +71,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if path.is_dir():
             self.lightning_module.check_architecture(shapes_in(path))
             return load_sharded(self.lightning_module, list(self.optimizers), path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
         self.lightning_module.check_architecture({name: x.shape for name, x in content["state_dict"].items()})
         return load_whole(self.lightning_module, list(self.optimizers), content)
 

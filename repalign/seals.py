@@ -76,12 +76,32 @@ def write_sealed(path: Path, write: Callable[[Any], Any]) -> None:
         raise
 
 
+def seal(path: Path) -> None:
+    """Leave the SHA-256 of a file that a library has written."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open(seal_of(path), "wb") as file:
+        file.write(f"{digest}  {path.name}\n".encode())
+        _to_disk(file)
+
+
 def require_whole(path: Path) -> None:
     """Compare a file with its seal; a file without one is taken as it is (it comes from elsewhere).
+
+    Of a folder all files are compared; it has a seal for each of them and nothing else.
 
     Raises:
         Damaged: when they differ; the message names the file and what was found.
     """
+    if path.is_dir():
+        names = {file.name for file in path.iterdir()}
+        files = {name for name in names if not name.endswith(".sha256")}
+        odd = sorted(names ^ (files | {f"{name}.sha256" for name in files}))
+        if odd or not files:
+            raise Damaged(f"'{path}' is damaged: {f'{odd[0]!r} has no counterpart' if odd else 'it is empty'}")
+        for name in sorted(files):
+            require_whole(path / name)
+        return
     try:
         sealed = seal_of(path).read_text().split()
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from repalign.random import SampleRandom
 from repalign.training.phase import only
 from tasks.build import assemble
 from tasks.instantiate import build
-from tasks.plan_table import write
+from tasks.plan_pages import write
 
 LIVE = ("encoder", "autoencoder")
 MANY = (512, 1024)  # images of a traced step: nothing is computed, so they cost as much as one

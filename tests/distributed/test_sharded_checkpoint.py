@@ -1,13 +1,13 @@
 """A checkpoint in shards: whole or not there, of one step alone, and read by whoever reads ordinary ones."""
 
 import os
-import pickle
 import signal
 
 import pytest
 import torch
 
 from callbacks.checkpoint import checkpoints_in, progress_of, read_checkpoint, step_of
+from repalign.seals import Damaged, require_whole
 from tasks.build import assemble, load_weights
 from tasks.launch import compose
 from tests.distributed.runs import COMMON, FSDP, job, trained
@@ -36,17 +36,24 @@ def test_a_write_behind_is_of_its_step_and_a_killed_one_leaves_the_last(tmp_path
 
 
 @pytest.mark.slow
-def test_shards_hold_no_pickle_and_are_sampled_from(tmp_path):
+def test_shards_are_safetensors_and_weights_are_loaded_from_them(tmp_path):
     (run,) = trained(job(tmp_path, "repa_sit_s", 2, *FSDP, *WORDS, "steps=2"))
     folder = checkpoints_in(run.folder)[-1]
-    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt"}
-    for path in folder.iterdir():
-        with pytest.raises(pickle.UnpicklingError):
-            pickle.loads(path.read_bytes())
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".pt", ".sha256"}
+    assert not (folder / ".metadata").exists()  # the pickled index that torch's own storage keeps
     module = assemble(compose([*COMMON, "experiment=repa_sit_s", *WORDS])).module
     load_weights(module, folder)
     state = run.checkpoint["state_dict"]
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+
+    require_whole(folder)
+    shard = next(folder.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(Damaged, match=shard.name):
+        require_whole(folder)
+    shard.unlink()
+    with pytest.raises(Damaged, match=shard.name):
+        require_whole(folder)
 
 
 @pytest.mark.slow

@@ -75,6 +75,19 @@ def checkpoints(folder: Path) -> Iterator[Case]:
     target = {"state_dict": {"x": torch.ones(1)}, "config": {"_target_": "os.system", "_args_": [forged.touch(folder)]}}
     yield "HARMLESS _target_ in a checkpoint", partial(read_checkpoint, torch_file(folder / "target.ckpt", target))
 
+    sharded = folder / "step_00000002.ckpt"
+    sharded.mkdir()
+    torch_file(sharded / "rest.pt", {"progress": {"step": evil["system"]}, "optimizer_groups": []})
+    forged.raw_pickle(sharded / ".metadata", evil["exec"], 4)  # where the default planner keeps a pickle
+    yield "resume, shards with a pickle", partial(_step_of, sharded)
+    yield "task.checkpoint, shards with a pickle", partial(read_checkpoint, sharded)
+    false = folder / "step_00000004.ckpt"
+    false.mkdir()
+    torch_file(false / "rest.pt", {"progress": {"step": 4}, "optimizer_groups": []})
+    forged.raw_pickle(false / ".metadata", evil["exec"], 4)
+    safetensors(false / "model-00001-of-00001.safetensors", {"model.x": entry()}, bytes(8), length=1 << 62)
+    yield "task.checkpoint, shards with a header of 4 EiB", partial(read_checkpoint, false)
+
 
 def tensors(folder: Path) -> Iterator[Case]:
     """Headers of safetensors."""

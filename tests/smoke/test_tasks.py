@@ -16,6 +16,7 @@ from PIL import Image
 
 from callbacks.checkpoint import checkpoints_in
 from repalign.errors import UserError
+from repalign.seals import seal_of
 from tasks import convert, precompute, reconstruct, train
 from tasks.build import assemble, load_weights
 from tasks.check import check_composition
@@ -115,6 +116,9 @@ def test_torn_checkpoints_are_named(tmp_path):
     last = checkpoints_in(train_tiny(tmp_path, "experiment=sit_s"))[-1]
     last.write_bytes(last.read_bytes()[:1000])
     module = assemble(compose(["experiment=sit_s", "debug=tiny", f"paths.runs={tmp_path}"])).module
+    with pytest.raises(UserError, match=f"'{last}' is damaged"):
+        load_weights(module, last)
+    seal_of(last).unlink()  # from elsewhere, without its seal
     with pytest.raises(UserError, match=f"'{last}' cannot be read"):
         load_weights(module, last)
 

@@ -1,4 +1,4 @@
-"""The tables and files of task=plan."""
+"""What task=plan writes: tables on the terminal and as Markdown, all numbers as JSON."""
 
 from __future__ import annotations
 

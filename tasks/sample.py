@@ -27,6 +27,7 @@ from repalign.metrics.features import to_uint8
 from repalign.training.generate import ImageGenerator, asked_by
 from tasks.build import Assembly, assemble, load_weights
 from tasks.drawing import Drawing, pictures_of
+from tasks.patches import patchwise
 from tasks.processes import device, process_group
 
 __all__ = ["generate", "run"]

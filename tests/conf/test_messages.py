@@ -31,7 +31,16 @@ def limit_here() -> float:
 
 
 def complain(*words: str, **environment: str) -> str:
-    """Standard error of a command that must fail with one line."""
+    """Standard error of a command that must fail with one line; in time at one of two attempts."""
+    line, seconds = attempt(*words, **environment)
+    if seconds >= SECONDS:  # a slow moment of the machine is no slow message
+        seconds = min(seconds, attempt(*words, **environment)[1])
+    assert seconds < SECONDS or seconds < limit_here(), f"{seconds:.1f} s: {line}"
+    return line
+
+
+def attempt(*words: str, **environment: str) -> tuple[str, float]:
+    """The line, and the CPU time that it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "run.py", *words],
@@ -44,8 +53,7 @@ def complain(*words: str, **environment: str) -> str:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert seconds < SECONDS or seconds < limit_here(), f"{seconds:.1f} s: {line}"
-    return line
+    return line, seconds
 
 
 @pytest.mark.parametrize(

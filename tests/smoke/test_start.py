@@ -42,6 +42,7 @@ def test_layer_sync_regularises_low_rank_tuning_of_an_imported_checkpoint(tmp_pa
     shallow = "backbone.depth=4"
     base = tmp_path / "base.safetensors"
     words = ["experiment=sit_xl", "task=convert", "task.family=sit", f"task.output={base}", shallow]
+    (tmp_path / "official.pt").touch()  # a file that is asked for must be there
     cfg = composed(tmp_path, *words, f"task.input={tmp_path / 'official.pt'}")
     network = unwrapped(assemble(cfg).module.backbone)
     weights = {key: 0.1 * torch.randn_like(value) for key, value in network.state_dict().items()}
@@ -83,16 +84,21 @@ def test_layer_sync_regularises_low_rank_tuning_of_an_imported_checkpoint(tmp_pa
 
 
 def test_low_rank_additions_are_exported_alone(tmp_path):
-    words = ["task=convert", "task.family=lora", "task.output=unused", "task.input=none.ckpt"]
+    words = ["task=convert", "task.family=lora", "task.output=unused"]
+    (tmp_path / "some.ckpt").touch()
+    export = "task.direction=export"
     for more, message in (
-        (["experiment=layer_sync_lora_sit_xl"], "exported alone, found 'import'"),
-        (["experiment=layer_sync_lora_sit_xl", "task.direction=export"], "no file 'none.ckpt'"),
+        (
+            ["experiment=layer_sync_lora_sit_xl", f"task.input={tmp_path / 'some.ckpt'}"],
+            "exported alone, found 'import'",
+        ),
+        (["experiment=layer_sync_lora_sit_xl", "task.input=none.ckpt", export], "no file 'none.ckpt'"),
     ):
         with pytest.raises(UserError, match=message):
             convert.run(composed(tmp_path, *more, *words))
     run = checkpoints_in(train(tmp_path, "experiment=sit_s"))[-1]
     with pytest.raises(UserError, match="set tuning=lora"):
-        plain = ["experiment=sit_s", *words[:3], "task.direction=export", f"task.input={run}"]
+        plain = ["experiment=sit_s", *words, "task.direction=export", f"task.input={run}"]
         convert.run(composed(tmp_path, *plain))
 
 

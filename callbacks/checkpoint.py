@@ -137,6 +137,7 @@ class RunCheckpoint(Checkpoint):
         self.on_failure = on_failure
         self.background = background
         self._saved = -1
+        self._unwritten = False  # the last attempt failed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Tell the writer how."""
@@ -157,13 +158,17 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer, pl_module)
 
     def save_now(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have a whole checkpoint of the step that was just finished."""
-        if self._saved != pl_module.progress.step:
-            self._save(trainer, pl_module)
-        if isinstance(trainer.strategy, ShardedStrategy):
+        """Have a whole checkpoint of the step that was just finished, before the process leaves.
+
+        Raises:
+            UserError: when it cannot be written.
+        """
+        if self._saved != pl_module.progress.step or self._unwritten:
+            self._save(trainer, pl_module, last=True)
+        elif isinstance(trainer.strategy, ShardedStrategy):
             trainer.strategy.finish_writing()
-        elif (failure := self._failure(trainer, wait=True)) is not None:
-            self._failed(failure, trainer)
+        else:
+            self._judge(trainer, last=True)  # what is still being written in the background
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is written in the background is whole before the run says that it has ended."""
@@ -171,33 +176,33 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.finish_writing()
             self._prune(trainer, pl_module)
 
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, last: bool = False) -> None:
+        """Write a checkpoint; the ``last`` one is waited for, and must succeed."""
         self._saved = pl_module.progress.step
         trainer.save_checkpoint(pl_module.run_dir / "checkpoints" / f"step_{self._saved:08d}.ckpt")
-        failure = self._failure(trainer, wait=self._saved == trainer.max_steps)
-        if failure is not None:
-            self._failed(failure, trainer)
-        else:
+        if last and isinstance(trainer.strategy, ShardedStrategy):
+            trainer.strategy.finish_writing()
+        if self._judge(trainer, last or self._saved == trainer.max_steps):
             self._prune(trainer, pl_module)
 
-    def _failure(self, trainer: pl.Trainer, wait: bool) -> str | None:
-        """Why rank 0 could not write, known to all ranks."""
+    def _judge(self, trainer: pl.Trainer, last: bool) -> bool:
+        """Whether rank 0 could write, known to all ranks; acts by the policy when it could not."""
         io = trainer.strategy.checkpoint_io
         if not isinstance(io, AtomicCheckpointIO):
-            return None
-        if wait:
+            return True
+        if last:
             io.wait()
         failure, io.failure = io.failure, None
-        return trainer.strategy.broadcast(failure)
-
-    def _failed(self, failure: str, trainer: pl.Trainer) -> None:
-        if self._saved == trainer.max_steps or self.on_failure == "stop":
+        failure = trainer.strategy.broadcast(failure)
+        self._unwritten = failure is not None
+        if failure is not None and (last or self.on_failure == "stop"):
             raise UserError(
                 f"checkpoint: {failure}; the one before is untouched: make room or mend the folder, then the same "
                 "command goes on from it"
             )
-        if trainer.is_global_zero:
+        if failure is not None and trainer.is_global_zero:
             print(f"checkpoint: {failure}; the one before is untouched, the training goes on", flush=True)
+        return failure is None
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self.keep > 0:

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from repalign.folders import to_disk
 from repalign.reading import read_torch
 from repalign.seals import remove_sealed, seal, write_sealed
 
@@ -110,19 +111,11 @@ def _copied(value: Tensor) -> Tensor:
 
 
 def _rename(written: Path, target: Path) -> None:
-    _flush(written)
+    to_disk(written)
     if target.is_dir():
         remove(target)
     os.rename(written, target)
-    _flush(target.parent)
-
-
-def _flush(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    to_disk(target.parent)
 
 
 def remove(checkpoint: Path) -> None:

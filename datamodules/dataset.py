@@ -71,7 +71,8 @@ class SerialDataset(Dataset[dict[str, Any]]):
         """Whether batches are copied from memory maps, with nothing to decode, to fetch or to compute."""
         stores = (*self.stores, *self.text_stores)
         stored = self.source.captions is None or any("caption" in store.arrays for store in stores)
-        return not self.with_images and stored and all(store.mapped for store in stores)
+        decodes = self.with_images or isinstance(self.source, Segmented)
+        return not decodes and stored and all(store.mapped for store in stores)
 
     def __getitem__(self, key: np.ndarray) -> dict[str, Any]:
         return self.__getitems__(key[None])

@@ -29,7 +29,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     try:
         yield partial
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            to_disk(path)
         if target.exists():
             target.rmdir()
         partial.replace(target)
@@ -47,7 +47,8 @@ def check_new(target: Path) -> None:
         raise UserError(f"task.output: '{target}' exists; give a new folder")
 
 
-def _sync(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Flush a file or the names in a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

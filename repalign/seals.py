@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from repalign.errors import UserError
+from repalign.folders import to_disk
 
 
 class Damaged(UserError):
@@ -59,17 +60,13 @@ def write_sealed(path: Path, write: Callable[[Any], Any]) -> None:
                 write(hashed)
             except Exception as error:
                 raise hashed.error or error from None
-            _to_disk(file)
+            _flushed(file)
         with open(partial_seal, "wb") as file:
             file.write(f"{hashed.digest.hexdigest()}  {path.name}\n".encode())
-            _to_disk(file)
+            _flushed(file)
         os.replace(partial_seal, seal)
         os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        to_disk(path.parent)
     except OSError:
         for left in (partial, partial_seal):
             _remove(left)
@@ -82,7 +79,7 @@ def seal(path: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with open(seal_of(path), "wb") as file:
         file.write(f"{digest}  {path.name}\n".encode())
-        _to_disk(file)
+        _flushed(file)
 
 
 def require_whole(path: Path) -> None:
@@ -118,7 +115,7 @@ def remove_sealed(path: Path) -> None:
     path.unlink()
 
 
-def _to_disk(file: BinaryIO) -> None:
+def _flushed(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -10,8 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
-from rich.table import Table
 
 from callbacks.step_times import REGIONS, StepTimes
 from repalign.errors import UserError
@@ -21,7 +19,8 @@ from tasks.build import assemble
 from tasks.check import check_composition
 from tasks.instantiate import build
 from tasks.record import commit_of, hardware
-from tasks.train import BY_HAND, STRATEGY_BY_HAND, quiet
+from tasks.tables import markdown, show
+from tasks.train import by_hand, prepare, quiet
 
 # What belongs to a step; the others write, draw and score between steps.
 CALLBACKS_OF_A_STEP = ("guard", "journal")
@@ -66,26 +65,20 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     assembly = assemble(cfg)
     module = assembly.module
     times = StepTimes(cfg.task.warmup, cfg.task.steps)
-    by_hand: dict[str, Any] = {}
-    if not module.automatic_optimization:
-        by_hand = dict(BY_HAND)
-        if cfg.trainer.strategy in STRATEGY_BY_HAND:
-            by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
     of_a_step = build({k: v for k, v in cfg.callbacks.items() if k in CALLBACKS_OF_A_STEP}, "callbacks")
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
-        **{**by_hand, "max_steps": times.total, "enable_checkpointing": False, "enable_progress_bar": False},
+        **{
+            **by_hand(module, cfg),
+            "max_steps": times.total,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+        },
         logger=False,
         callbacks=[*of_a_step.values(), times],
     )
     device = trainer.strategy.root_device
     torch.set_float32_matmul_precision("high")  # as in training
-    assembly.data.setup("fit")
-    assembly.data.attach_cache(
-        autoencoder=assembly.autoencoder,
-        encoders=assembly.encoders,
-        text_encoders=assembly.text_encoders,
-        device=device,
-    )
+    prepare(assembly, trainer)
     stored = sorted(assembly.data.stores)
     trainer.fit(module, datamodule=assembly.data)
     if cfg.task.peak is not None:
@@ -155,12 +148,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
         ]
         for row in rows
     ]
-    table = Table(title="training step: medians")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "recipe" else "right")
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
+    show("training step: medians", heads, cells)
     first = rows[0]
     notes = [
         f"{first['hardware']}, {first['devices']} device(s), precision {first['precision']}, commit {first['commit']}; "
@@ -169,8 +157,6 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
         "frozen networks included.",
         f"Memory: {first['memory']}. Data stall: the column 'data'.",
     ]
-    text = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    text += ["| " + " | ".join(line) + " |" for line in cells]
-    (folder / "benchmark.md").write_text("\n".join(["\n".join(text), "", *notes, ""]), encoding="utf-8")
+    (folder / "benchmark.md").write_text("\n".join([markdown(heads, cells), "", *notes, ""]), encoding="utf-8")
     for note in notes:
         print(note, flush=True)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repalign.errors import UserError, nearest, unknown_choice
 from tasks.check_scores import check_scores
 from tasks.instantiate import build, check_targets, objects, texts
-from tasks.kinds import check_kinds
+from tasks.kinds import WORDS, check_kinds
 from tasks.ranges import check_ranges
 from tasks.signatures import arguments_of
 from tasks.surface import (
@@ -26,8 +26,6 @@ from tasks.surface import (
     check_structure,
     check_text,
 )
-
-_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
 
 
 def check_names(words: Iterable[str], choices: Callable[[str], list[str]]) -> None:
@@ -70,7 +68,7 @@ def check_types(plain: DictConfig, cfg: DictConfig, overrides: list[str]) -> Non
             continue
         expected, found = _kind(before), _kind(after)
         if expected != found and not (expected is float and found is int):
-            raise UserError(f"{key}: expected {_WORDS[expected]} like {before!r}, found {after!r}")
+            raise UserError(f"{key}: expected {WORDS[expected]} like {before!r}, found {after!r}")
 
 
 def _kind(value: Any) -> type:
@@ -150,7 +148,7 @@ def _check_plain_kinds(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if type(value) is not expected and not (expected is float and type(value) is int):
             if not (key in ("name", "run_name") and type(value) is int):  # run_name=3 is a name
-                raise UserError(f"{key}: expected {_WORDS[expected]}, found {value!r}")
+                raise UserError(f"{key}: expected {WORDS[expected]}, found {value!r}")
     for key, choices in _REGISTERED.items():
         value = OmegaConf.select(cfg, key)
         if isinstance(value, str) and value not in choices:

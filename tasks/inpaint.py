@@ -22,9 +22,11 @@ from callbacks.prompts import Wanted, captions_for
 from datamodules.images import center_crop_to
 from datamodules.pictures import DECODING, open_picture
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.conditioners.hybrid import HybridConditioner
 from repalign.conditioners.maps import InpaintingConditioner, random_boxes, resized_mask
 from repalign.errors import UserError
 from repalign.metrics.features import to_uint8
+from repalign.protocols import Conditioner
 from repalign.random import SampleRandom
 from repalign.samplers.known_region import KnownRegion
 from repalign.training.generate import ImageGenerator, asked_by
@@ -73,17 +75,30 @@ def fillings(
     """Pictures in [0, 1], batch by batch: ``columns`` fillings of one picture, each a function of seed and place."""
     task, conditioner = cfg.task, assembly.module.conditioner
     serials = range(number * task.columns, (number + 1) * task.columns)
-    if isinstance(conditioner, InpaintingConditioner):
+    if reads_masks(conditioner):
 
         def batch(labels: Tensor, random: Any) -> Mapping[str, Any]:
             # The conditioner takes pictures as bytes hold them, 0 to 255.
             many = (len(labels), -1, -1, -1)
-            return {"image": (255 * image).expand(many), "mask": mask.expand(many)}
+            found = {"label": labels, "image": (255 * image).expand(many), "mask": mask.expand(many)}
+            return {**found, "caption": [caption_of(cfg, assembly, number)] * len(labels)} if captioned else found
 
-        wanted: Wanted = torch.zeros(len(serials), dtype=torch.long)
+        captioned = "caption" in conditioner.reads
+        wanted: Wanted = torch.full((len(serials),), int(task.classes))
         return generate(replace(generator, examples=batch), wanted, task.seed, task.batch_size, device(), serials)
+    if beside := set(conditioner.reads) - {"label", "caption", "size"}:
+        raise UserError(
+            f"conditioner: {type(conditioner).__name__} reads {', '.join(sorted(beside))}, which a picture to fill in "
+            "does not bring; choose a recipe with conditioner=inpaint, or one that reads classes or captions"
+        )
     held = replace(generator, sampler=partial(generator.sampler, before_step=known(generator, image, mask)))
     return generate(held, asked(cfg, assembly, len(serials), number), task.seed, task.batch_size, device(), serials)
+
+
+def reads_masks(conditioner: Conditioner) -> bool:
+    """Whether the network was trained to fill in: its conditioner, or a part of a hybrid one, reads masks."""
+    parts = conditioner.parts.values() if isinstance(conditioner, HybridConditioner) else [conditioner]
+    return any(isinstance(part, InpaintingConditioner) for part in parts)
 
 
 def known(generator: ImageGenerator, image: Tensor, mask: Tensor) -> KnownRegion:
@@ -112,12 +127,19 @@ def asked(cfg: DictConfig, assembly: Assembly, count: int, number: int) -> Wante
         UserError: for a class that is not there.
     """
     if asked_by(assembly.module.conditioner) == "caption":
-        found = captions_for(number + 1, assembly.data.captions, cfg.task.prompts, "task.prompts")
-        return [found[number]] * count
+        return [caption_of(cfg, assembly, number)] * count
     classes = len(assembly.data.class_names)
     if not 0 <= cfg.task.classes < classes:
         raise UserError(f"task.classes: found {cfg.task.classes}, valid: 0 to {classes - 1}")
     return torch.full((count,), int(cfg.task.classes))
+
+
+def caption_of(cfg: DictConfig, assembly: Assembly, number: int) -> str:
+    """What is asked for in the place of a picture: a prompt in turn, else the caption of the data's picture."""
+    captions, prompts = assembly.data.captions, cfg.task.prompts
+    if prompts is None and cfg.task.pictures is None and captions:
+        return captions[number]
+    return captions_for(cfg.task.num_samples, captions, prompts, "task.prompts")[number]
 
 
 def pictures_and_masks(

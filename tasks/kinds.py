@@ -13,7 +13,7 @@ from tasks.signatures import Argument, constant, declared
 _SCALARS: Mapping[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "Path": str, "_PATH": str}
 _LISTS = ("list", "tuple", "Sequence", "Collection", "Iterable")
 _MAPPINGS = ("dict", "Mapping")
-_WORDS = {
+WORDS = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
@@ -59,7 +59,7 @@ def check_kinds(key: str, node: Mapping[str, Any]) -> None:
         if not _fits(value, expected.types):
             if isinstance(value, str) and expected.texts:
                 raise unknown_choice(f"{key}.{name}", value, [str(text) for text in expected.texts])
-            wanted = " or ".join(word for kind, word in _WORDS.items() if kind in expected.types)
+            wanted = " or ".join(word for kind, word in WORDS.items() if kind in expected.types)
             wanted = wanted or "one of " + ", ".join(map(repr, expected.texts))
             raise UserError(f"{key}.{name}: expected {wanted}, found {value!r}")
 

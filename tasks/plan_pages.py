@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from repalign.performance.plan import GIB, Footprint, Prediction
+from tasks.tables import markdown, show
 
 # Pictures of the data sets that papers train on; CC12M as its list has them, of which fewer can still be had.
 PICTURES = {"ImageNet-1k": 1_281_167, "CC12M": 12_423_374}
@@ -39,12 +38,8 @@ def write(cfg: DictConfig, print_: Footprint, stores: dict[str, int], rows: list
         ]
         for strategy, kept, row in rows
     ]  # fmt: skip
-    table = Table(title=f"{cfg.name} on {task.gpu}, {task.precision}, MFU {task.mfu:g}, {cfg.steps:,} steps")
-    for head in heads:
-        table.add_column(head, justify="right")
-    for line in cells:
-        table.add_row(*line)
-    Console().print(table)
+    title = f"{cfg.name} on {task.gpu}, {task.precision}, MFU {task.mfu:g}, {cfg.steps:,} steps"
+    show(title, heads, cells)
     sizes = ", ".join(
         f"{store} {each * count / 1e9:,.1f} GB ({name})"
         for store, each in stores.items()
@@ -64,8 +59,7 @@ def write(cfg: DictConfig, print_: Footprint, stores: dict[str, int], rows: list
     for note in notes:
         print(note, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    text = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(c) + " |" for c in cells)]
-    (folder / "plan.md").write_text("\n".join([str(table.title), "", *text, "", *notes, ""]), encoding="utf-8")
+    (folder / "plan.md").write_text("\n".join([title, "", markdown(heads, cells), "", *notes, ""]), encoding="utf-8")
     content = {
         "recipe": cfg.name,
         "footprint": asdict(print_),

@@ -112,6 +112,12 @@ def _resolve(file: Path, module: str, name: str) -> Found | None:
     for node in _tree(file).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return file, module, node
+    found = _imported(file, module, name)
+    return None if found is None else _resolve(*found)
+
+
+def _imported(file: Path, module: str, name: str) -> tuple[Path, str, str] | None:
+    """File, module and name that ``from x import name`` takes a name from."""
     for node in ast.walk(_tree(file)):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
@@ -119,7 +125,7 @@ def _resolve(file: Path, module: str, name: str) -> Found | None:
                     origin = _absolute(node, module, file.name == "__init__.py")
                     source = _file_of(origin)
                     if source is not None and source.suffix == ".py" and source != file:
-                        return _resolve(source, origin, alias.name)
+                        return source, origin, alias.name
     return None
 
 
@@ -139,15 +145,8 @@ def constant(file: Path, module: str, name: str) -> tuple[ast.expr, Path, str] |
         )
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return (node.value, file, module) if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value else None
-    for node in ast.walk(_tree(file)):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    origin = _absolute(node, module, file.name == "__init__.py")
-                    source = _file_of(origin)
-                    if source is not None and source.suffix == ".py" and source != file:
-                        return constant(source, origin, alias.name)
-    return None
+    found = _imported(file, module, name)
+    return None if found is None else constant(*found)
 
 
 def _arguments(file: Path, module: str, node: ast.ClassDef | ast.FunctionDef) -> dict[str, Argument] | None:

@@ -21,7 +21,7 @@ from callbacks.tidy_csv import TidyCSVLogger
 from repalign.errors import UserError
 from repalign.seals import require_whole
 from tasks import jobs
-from tasks.build import assemble
+from tasks.build import Assembly, assemble
 from tasks.instantiate import build
 from tasks.loggers import end, loggers_of
 from tasks.record import RunRecord, show_config
@@ -71,29 +71,18 @@ def attempt(cfg: DictConfig) -> None:
     record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = loggers_of(cfg)
-    by_hand: dict[str, Any] = {}
-    if not assembly.module.automatic_optimization:
-        by_hand = dict(BY_HAND)
-        if cfg.trainer.strategy in STRATEGY_BY_HAND:
-            by_hand["strategy"] = STRATEGY_BY_HAND[cfg.trainer.strategy]
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         # Lightning would save inside its signal handler, in the middle of a step; callbacks/preemption.py waits.
         plugins.append(SLURMEnvironment(auto_requeue=False))
         _check_name(cfg.overrides, run_dir)
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
-        **by_hand,
+        **by_hand(assembly.module, cfg),
         logger=loggers,
         callbacks=[*build(cfg.callbacks, "callbacks").values(), record],
         plugins=plugins,
     )
-    assembly.data.setup("fit")
-    assembly.data.attach_cache(
-        autoencoder=assembly.autoencoder,
-        encoders=assembly.encoders,
-        text_encoders=assembly.text_encoders,
-        device=trainer.strategy.root_device,
-    )
+    prepare(assembly, trainer)
     for logger in loggers:
         if isinstance(logger, TidyCSVLogger):
             # The run writes the rows after its checkpoint again; without a checkpoint, all of them.
@@ -105,6 +94,25 @@ def attempt(cfg: DictConfig) -> None:
         trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
     finally:
         end(loggers)
+
+
+def by_hand(module: pl.LightningModule, cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of the trainer that a module which runs its phases by hand needs otherwise; none for the others."""
+    if module.automatic_optimization:
+        return {}
+    strategy = cfg.trainer.strategy
+    return {**BY_HAND, **({"strategy": STRATEGY_BY_HAND[strategy]} if strategy in STRATEGY_BY_HAND else {})}
+
+
+def prepare(assembly: Assembly, trainer: pl.Trainer) -> None:
+    """The data, and what of them is computed once, where the training will run."""
+    assembly.data.setup("fit")
+    assembly.data.attach_cache(
+        autoencoder=assembly.autoencoder,
+        encoders=assembly.encoders,
+        text_encoders=assembly.text_encoders,
+        device=trainer.strategy.root_device,
+    )
 
 
 @rank_zero_only

@@ -88,3 +88,19 @@ def test_a_latent_in_crops(tmp_path):
         drawn("bad", "task.patches={size: 3, stride: 2}")
     with pytest.raises(UserError, match=r"task.patches: found {'size': 3}, expected"):
         drawn("bad", "task.patches={size: 3}")
+
+
+def test_a_hybrid_of_text_and_mask_reads_the_picture(tmp_path):
+    words = ("conditioner=text_and_mask", "text_encoder=tiny", "text_twin=tiny", "backbone.transformer_depth=1")
+    train(tmp_path, "experiment=ldm_inpaint", *words)
+    prompts = (*words, "task.num_samples=1", "task.columns=2", "task.prompts=[a circle]")
+    output = filled(tmp_path, "ldm_inpaint", *prompts)
+    assert len(list((output / "png").iterdir())) == 2
+
+
+def test_a_conditioner_that_reads_something_else_is_refused(tmp_path):
+    train(tmp_path, "experiment=ldm_superres")
+    with pytest.raises(
+        UserError, match="conditioner: LowResolutionConditioner reads image, which a picture to fill in"
+    ):
+        filled(tmp_path, "ldm_superres")

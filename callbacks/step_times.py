@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,6 +45,7 @@ class StepTimes(pl.Callback):
         self._counter: FlopCounterMode | None = None
         self._undo: list[Callable[[], Any]] = []
         self._seen = 0
+        self._aside = False
 
     @property
     def total(self) -> int:
@@ -75,6 +77,17 @@ class StepTimes(pl.Callback):
                 optimizer.register_step_pre_hook(lambda *_: self._enter("optimizer")).remove,
                 optimizer.register_step_post_hook(lambda *_: self._leave()).remove,
             ]
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[None]:
+        """Inside, all time counts as ``name``, that of the encoders too: something that is no part of a step."""
+        self._enter(name)
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+            self._leave()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """The batch is here."""
@@ -150,11 +163,11 @@ class StepTimes(pl.Callback):
         self._undo.append(lambda: object.__delattr__(owner, method))
 
     def _enter(self, name: str) -> None:
-        if self._watch is not None:
+        if self._watch is not None and not self._aside:
             self._watch.enter(name)
 
     def _leave(self) -> None:
-        if self._watch is not None:
+        if self._watch is not None and not self._aside:
             self._watch.leave()
 
     def _base(self, name: str) -> None:

@@ -32,7 +32,7 @@ class PeerSteps(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A clock of its own."""
-        self._watch = Stopwatch(pl_module.device)
+        self._watch = Stopwatch(pl_module.device, self.times.now)
         self._watch.begin(PEER)
 
     def on_train_batch_end(

@@ -27,6 +27,10 @@ class StepTimes(pl.Callback):
     uncompiled in it, since its kernels do not say what they compute. Operations are those that are done: with
     activation checkpointing, forward passes that are repeated count again.
 
+    Args:
+        warmup, steps: how many.
+        now: another clock than that of the device, for instance processor seconds.
+
     Attributes:
         seconds: of each counted step by region, when the training has ended.
         flops: of one step by region.
@@ -34,9 +38,10 @@ class StepTimes(pl.Callback):
         memory: where that number is from.
     """
 
-    def __init__(self, warmup: int = 3, steps: int = 20) -> None:
+    def __init__(self, warmup: int = 3, steps: int = 20, now: Callable[[], float] | None = None) -> None:
         self.warmup = warmup
         self.steps = steps
+        self.now = now
         self.seconds: list[dict[str, float]] = []
         self.flops: dict[str, float] = {}
         self.peak_bytes = 0
@@ -55,7 +60,7 @@ class StepTimes(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put clocks around the parts of the step."""
         self._seen = 0
-        self._watch = Stopwatch(pl_module.device)
+        self._watch = Stopwatch(pl_module.device, self.now)
         self._wrap(pl_module, "training_step", "forward")
         if isinstance(getattr(pl_module, "ema", None), nn.Module):
             self._wrap(pl_module.ema, "update", "ema")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 
 from callbacks.step_times import REGIONS, StepTimes
-from repalign.errors import UserError
+from repalign.errors import UserError, unknown_choice
 from repalign.performance.peaks import peak_of
 from repalign.performance.spread import Spread
 from tasks.build import assemble
@@ -29,6 +30,9 @@ from tasks.train import by_hand, prepare, quiet
 CALLBACKS_OF_A_STEP = ("guard", "journal")
 GIB = 2**30
 NOTHING = {"median": 0.0}
+# The device's own clock, or the processor seconds of this process, which other work on the machine does not lengthen.
+SECONDS = {"wall": "the device's", "cpu": "processor seconds of all threads"}
+CLOCKS = {"wall": None, "cpu": time.process_time}
 
 
 def run(cfg: DictConfig) -> None:
@@ -40,6 +44,8 @@ def run(cfg: DictConfig) -> None:
     for key in ("warmup", "steps"):
         if not isinstance(cfg.task[key], int) or cfg.task[key] < 1:
             raise UserError(f"task.{key}: expected 1 or more, found {cfg.task[key]!r}")
+    if cfg.task.clock not in CLOCKS:
+        raise unknown_choice("task.clock", str(cfg.task.clock), CLOCKS)
     if cfg.task.peer is not None:
         check_settings(cfg.task)
         kind_of(Path(cfg.task.peer).expanduser())
@@ -71,7 +77,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     """One row of the table: see the keys below."""
     assembly = assemble(cfg)
     module = assembly.module
-    times = StepTimes(cfg.task.warmup, cfg.task.steps)
+    times = StepTimes(cfg.task.warmup, cfg.task.steps, CLOCKS[cfg.task.clock])
     of_a_step = build({k: v for k, v in cfg.callbacks.items() if k in CALLBACKS_OF_A_STEP}, "callbacks")
     trainer: pl.Trainer = build(cfg.trainer, "trainer")(
         **{
@@ -84,6 +90,8 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         callbacks=[*of_a_step.values(), times],
     )
     device = trainer.strategy.root_device
+    if cfg.task.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"task.clock: cpu, but the step runs on {device}; set task.clock=wall")
     torch.set_float32_matmul_precision("high")  # as in training
     prepare(assembly, trainer)
     stored = sorted(assembly.data.stores)
@@ -109,6 +117,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
         "devices": trainer.world_size,
         "batch": cfg.data.batch_size,
         "steps": len(times.seconds),
+        "clock": cfg.task.clock,
         "stored": stored,
         "parameters": sum(p.numel() for p in module.learned()) if hasattr(module, "learned") else None,
         "seconds": whole.numbers(),
@@ -154,7 +163,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     first = rows[0]
     notes = [
         f"{first['hardware']}, {first['devices']} device(s), precision {first['precision']}, commit {first['commit']}; "
-        f"{first['steps']} steps each.",
+        f"{first['steps']} steps each; seconds are {SECONDS[first['clock']]}.",
         f"MFU against {first['peak_flops'] / 1e12:.4g} TFLOP/s ({first['peak_source']}); operations of the whole step, "
         "frozen networks included.",
         f"Memory: {first['memory']}. Data stall: what a step waits for its batch, the region 'data'.",

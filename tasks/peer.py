@@ -76,8 +76,10 @@ class BesidePeer:
     def step(self, batch: dict[str, Any], watch: Stopwatch) -> None:
         """One step as the official loop takes it, under our trainer's precision."""
         peer, module = self.peer, self.module
-        with torch.no_grad(), watch.region("encoder"):
-            features = self._features(batch, self.live)
+        features = None
+        if self.encoder is not None:
+            with torch.no_grad(), watch.region("encoder"):
+                features = self._features(batch, self.live)
         with torch.no_grad():
             x_0 = latent_of(module, batch)
         with watch.region("forward"), self.trainer.precision_plugin.forward_context():

@@ -53,7 +53,7 @@ def test_both_codes_give_the_same_numbers_and_take_turns(tmp_path):
 
 
 def test_stored_features_leave_the_encoder_out_of_the_other_step(tmp_path):
-    words = ("experiment=repa_sit_s", "data.keep_images=false", "task.peer_encoder=stored")
+    words = ("experiment=repa_sit_s", "data.keep_images=false", "task.peer_encoder=stored", "task.clock=cpu")
     peer = measured(tmp_path, *words, f"task.peer={STAND_IN}")["peer"]
     assert peer["encoder"] == "stored" and peer["split"]["encoder"]["median"] < 1e-3
 
@@ -92,6 +92,7 @@ def test_another_maths_or_version_is_refused(tmp_path, file, old, new, message):
         (["experiment=repa_sit_s", f"task.peer={STAND_IN}", "task.peer_encoder=lives"], "Did you mean 'live'"),
         (["experiment=repa_sit_s", f"task.peer={STAND_IN}", "data.keep_images=false"], "set data.keep_images=true, or"),
         (["experiment=repa_sit_s", f"task.peer={STAND_IN}", "data.accumulate=2"], "without micro-batches"),
+        (["experiment=repa_sit_s", "task.clock=cpus"], "Did you mean 'cpu'"),
         (["experiment=repa_e_sit_s", f"task.peer={STAND_IN}"], "trainings of one phase"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,22 @@ def run(cfg: DictConfig) -> None:
         check_settings(cfg.task)
         kind_of(Path(cfg.task.peer).expanduser())
     quiet()
-    rows = []
-    for recipe in list(cfg.task.recipes) or [None]:
-        rows.append(measure(cfg if recipe is None else recipe_of(cfg, recipe)))
-        write(rows, Path(cfg.task.output))
+    # All are composed and checked before the first is measured.
+    composed = [recipe_of(cfg, recipe) for recipe in cfg.task.recipes] or [cfg]
+    rows, missing = [], []
+    for one in composed:
+        try:
+            rows.append(measure(one))
+        except (UserError, torch.OutOfMemoryError) as error:
+            if len(composed) == 1:
+                raise
+            missing.append(f"{one.name}: {str(error).splitlines()[0]}")  # the others of a long table are still wanted
+            print(f"not measured: {missing[-1]}", flush=True)
+            gc.collect()
+        if rows:
+            write(rows, Path(cfg.task.output), missing)
+    if missing:
+        raise UserError(f"task.recipes: {len(missing)} of {len(composed)} not measured; {'; '.join(missing)}")
     print(f"wrote benchmark.json and benchmark.md to {cfg.task.output}", flush=True)
 
 
@@ -105,7 +118,9 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     if cfg.task.peak is not None:
         peak, source = float(cfg.task.peak) * 1e12, "task.peak"
     else:
-        peak, source = peak_of(device, arithmetic_of(str(cfg.trainer.precision), device))
+        peak, source = peak_of(
+            device, arithmetic_of(str(cfg.trainer.precision), device), times.now or time.perf_counter
+        )
     whole = Spread.of([sum(step.values()) for step in times.seconds])
     flops = sum(times.flops.values())
     assert times.memory is not None
@@ -152,7 +167,7 @@ def arithmetic_of(precision: str, device: torch.device) -> str:
     return "tf32" if device.type == "cuda" else "float32"
 
 
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
+def write(rows: list[dict[str, Any]], folder: Path, missing: Sequence[str] = ()) -> None:
     """Tables on the terminal, all numbers as JSON, the tables as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -170,6 +185,7 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
     ]
     if beside:
         notes.append("Both codes ran in one process, step after step on the same batches; memory is that of both.")
+    notes += [f"Not measured: {line}." for line in missing]
     text = [f"**{title}**\n\n{markdown(heads, cells)}\n" for title, heads, cells in tables]
     (folder / "benchmark.md").write_text("\n".join([*text, *notes, ""]), encoding="utf-8")
     for note in notes:

@@ -77,6 +77,17 @@ def test_twenty_kills_of_a_long_run(workers, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["repa_sit_s", "repa_e_sit_s"])
+def test_ten_kills_of_two_processes(name, tmp_path):
+    """One process is killed, the other after it; with REPA-E, batch norm and three optimizers are shared."""
+    words = ("ema.decay=0.9", "callbacks.checkpoint.every=4", "callbacks.sample_grid.every=20", "data.batch_size=12")
+    kills = moments(10, 55, seed=3)
+    (whole,) = kill_and_resume([{**job(tmp_path, name, 60, kills, *words), "processes": 2}])
+    check(name, whole, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_five_kills_of_scored_trainings_of_every_method(tmp_path):
     """With scores drawn in between, which are compared as well."""
     jobs = []

@@ -43,6 +43,8 @@ def main() -> None:
     words.add_argument("checkout", type=Path)
     words.add_argument("--batch", type=int, default=4)
     words.add_argument("--steps", type=int, default=32)
+    words.add_argument("--image", type=int, default=128, help="side in pixels; a token stands for 16 x 16 of them")
+    words.add_argument("--rates", type=int, nargs="*", default=(2, 4, 8), help="of sharing")
     words.add_argument("--repeats", type=int, default=5)
     words.add_argument("--split", type=int, nargs=2, default=(22, 6), help="blocks of encoder and decoder (XL: 22 6)")
     words.add_argument("--cpu", action="store_true", help="processor seconds, for a machine that others use too")
@@ -53,7 +55,7 @@ def main() -> None:
             [
                 "experiment=ddt_b",
                 "data=synthetic",
-                "data.image_size=128",
+                f"data.image_size={given.image}",
                 "autoencoder=tiny",
                 "autoencoder.channels=4",
                 "encoder=tiny",
@@ -105,8 +107,8 @@ def main() -> None:
     runs = {
         "official, no sharing": official(1),
         "ours, no sharing": ours(None),
-        **{f"official, every {k}": official(k) for k in (2, 4, 8)},
-        **{f"ours, every {k}": ours(k) for k in (2, 4, 8)},
+        **{f"official, every {k}": official(k) for k in given.rates},
+        **{f"ours, every {k}": ours(k) for k in given.rates},
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     states: dict[str, Tensor] = {}

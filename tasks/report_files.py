@@ -56,7 +56,7 @@ def rows_of(variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -
     rows = [["variant", "seed", "run", "status", "step", "images_per_second", *metrics]]
     for variant in variants:
         for run in variant.runs:
-            speed = run.series.get("train/images_per_second")
+            speed = run.series.get("throughput/images_per_second")
             last = [f"{float(run.metrics[name].values[-1])!r}" if name in run.metrics else "" for name in metrics]
             rows.append(
                 [

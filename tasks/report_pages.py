@@ -28,8 +28,8 @@ def run_page(run: RunFolder) -> dict[str, Any]:
     """Values of ``templates/run.html``."""
     heroes, strips = _pictures(run.grids)
     losses = sorted((n for n in run.series if _is_loss(n)), key=lambda n: (n != "train/loss", "align" in n, n))
-    machine = [n for n in ("train/lr", "train/grad_norm", "train/images_per_second") if n in run.series]
-    trained = [name for name in run.metrics if f"metric/{name}" in run.series]  # others are in the evaluation
+    machine = [n for n in ("train/lr", "train/grad_norm", "throughput/images_per_second") if n in run.series]
+    trained = [name for name in run.metrics if f"eval/{name}" in run.series]  # others are in the evaluation
     scores = [_score_row(run, name) for name in trained]
     probe = probe_of(run)  # before what is missing is shown
     return {
@@ -93,7 +93,7 @@ def _figure(name: str, caption: str, draw: Callable[[bool], str]) -> dict[str, s
 
 
 def _is_loss(name: str) -> bool:
-    others = ("train/lr", "train/grad_norm", "train/images_per_second")
+    others = ("train/lr", "train/grad_norm", "throughput/images_per_second")
     return name.startswith("train/") and name not in others
 
 
@@ -206,8 +206,8 @@ def _cards(run: RunFolder) -> list[dict[str, Any]]:
     total = run.config.get("steps")
     note = f"of {total:,}" if isinstance(total, int) else ""
     cards.append({"what": "steps", "value": f"{int(run.record.get('step', run.last_step)):,}", "note": note})
-    if "train/images_per_second" in run.series:
-        speed = float(np.median(run.series["train/images_per_second"].values))
+    if "throughput/images_per_second" in run.series:
+        speed = float(np.median(run.series["throughput/images_per_second"].values))
         cards.append({"what": "images per second", "value": f"{speed:.4g}", "note": "median of training"})
     if "seconds" in run.record:
         cards.append({"what": "time", "value": _duration(run.record["seconds"]), "note": "start to end"})

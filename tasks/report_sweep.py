@@ -62,6 +62,11 @@ def variants_of(runs: Sequence[RunFolder]) -> list[Variant]:
     return [Variant(label, members) for label, members in grouped.items()]
 
 
+def variant_of(overrides: Sequence[str]) -> str:
+    """A run's own words, without its seed and its names."""
+    return " ".join(f"{key}={value}" for key, value in _as_mapping(overrides).items()) or "as composed"
+
+
 def _as_mapping(overrides: Sequence[str]) -> dict[str, str]:
     pairs = (word.partition("=") for word in overrides)
     return {key.lstrip("+~"): value for key, _, value in pairs if key.lstrip("+~") not in _NAMES}

@@ -23,7 +23,7 @@ from repalign.seals import require_whole
 from tasks import jobs
 from tasks.build import Assembly, assemble
 from tasks.instantiate import build
-from tasks.loggers import end, loggers_of
+from tasks.loggers import describe, end, loggers_of
 from tasks.record import RunRecord, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
 from tasks.start import start_from
@@ -89,6 +89,7 @@ def attempt(cfg: DictConfig) -> None:
             logger.rewind(-1 if checkpoint is None else done)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
+    describe(loggers, cfg)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
     try:
         trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)

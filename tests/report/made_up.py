@@ -60,7 +60,7 @@ def write_metrics(path: Path, rng: np.random.Generator, steps: int, gain: float)
                 "train/align/repa": alignment,
                 "train/grad_norm": 0.4 + 3 * np.exp(-step / 40) + 0.1 * rng.random(),
                 "train/lr": 1e-3 * min(1, step / 100),
-                "train/images_per_second": 150 + 20 * rng.random(),
+                "throughput/images_per_second": 150 + 20 * rng.random(),
             }
             writer.writerows([step, name, repr(float(value))] for name, value in row.items())
         for step in np.linspace(0, steps, 5).astype(int).tolist():
@@ -71,7 +71,7 @@ def write_metrics(path: Path, rng: np.random.Generator, steps: int, gain: float)
                 "kid_lite0_std": 0.01,
                 "is_lite0": 900 / distance,
             }
-            writer.writerows([step, f"metric/{name}", repr(float(value))] for name, value in scores.items())
+            writer.writerows([step, f"eval/{name}", repr(float(value))] for name, value in scores.items())
 
 
 def write_grids(

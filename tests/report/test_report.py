@@ -36,8 +36,8 @@ def test_run_report_is_whole_and_needs_no_network(tmp_path):
 def test_score_table_says_before_and_after(tmp_path):
     folder = make_run(tmp_path / "run", metrics=False)
     (folder / "metrics.csv").write_text(
-        "step,name,value\n0,metric/fd_lite0,200\n50,metric/fd_lite0,40\n100,metric/fd_lite0,50\n"
-        "0,metric/is_lite0,2\n100,metric/is_lite0,1.5\n"
+        "step,name,value\n0,eval/fd_lite0,200\n50,eval/fd_lite0,40\n100,eval/fd_lite0,50\n"
+        "0,eval/is_lite0,2\n100,eval/is_lite0,1.5\n"
     )
     page = page_of(folder)
     row = re.search(r"<tr><td><code>fd_lite0</code>.*?</tr>", page)[0]

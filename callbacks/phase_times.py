@@ -14,7 +14,8 @@ START = "start"
 
 
 class PhaseTimes(pl.Callback):
-    """Logs ``throughput/phase_seconds/<phase>``, seconds per round, for a method of several phases; at the end one line with all of them.
+    """Logs ``throughput/phase_seconds/<phase>``, seconds per round, for a method of several phases; at the end one line
+    with all of them.
 
     Besides the phases (loss, backward pass, optimizer step): ``shared``, what they have in common before (REPA-E: the
     pass through the autoencoder and the frozen encoders), and ``average``, the EMA's update. On a GPU the moments are

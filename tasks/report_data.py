@@ -82,21 +82,18 @@ class RunFolder:
         found |= {name: series for name, series in later.items() if name not in found}
         return {name: series for name, series in found.items() if not name.endswith(("_std", "_ci95"))}
 
-    def cost(self, kind: str, metric: str) -> Series | None:
-        """What the training behind each value of a score has cost, where that was logged.
+    def cost(self, kind: str) -> Series:
+        """What the training had cost at the steps of its scores; empty where that was not logged.
 
         Args:
             kind: ``seconds``, ``device_hours`` or ``flops``.
-            metric: name of the score.
-
-        Returns:
-            The cost in place of the step, and the score.
         """
-        known, scores = self.series.get(f"eval/cost/{kind}"), self.metrics[metric]
-        if known is None:
-            return None
-        steps, places, of_known = np.intersect1d(scores.steps, known.steps, return_indices=True)
-        return Series(known.values[of_known], scores.values[places]) if len(steps) else None
+        return self.series.get(f"eval/cost/{kind}", Series(np.array([]), np.array([])))
+
+    def total(self, kind: str) -> float | None:
+        """What the whole training has cost; None where that was not logged."""
+        known = self.series.get(f"throughput/{kind}")
+        return None if known is None else float(known.values[-1])
 
     def spread(self, metric: str) -> Series | None:
         """Deviation that was logged beside a score."""

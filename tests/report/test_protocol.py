@@ -180,9 +180,8 @@ def test_scores_of_an_evaluation_stand_in_the_table_of_a_sweep(tmp_path):
     for place, name in enumerate("ab"):
         run = make_run(tmp_path / name, words=(f"aligner={name}",))
         with open(run / "metrics.csv", "a") as file:
-            file.write(
-                f"200,eval/checkpoint/fid,{12.5 + place}\n200,eval/checkpoint/fid_ci95,0.5\n200,eval/checkpoint/fd_lite0,1.0\n"
-            )
+            values = {"fid": 12.5 + place, "fid_ci95": 0.5, "fd_lite0": 1.0}
+            file.writelines(f"200,eval/checkpoint/{name},{value}\n" for name, value in values.items())
     page = write_report(tmp_path).read_text()
     assert '<th class="number">fid</th>' in page and "12.5" in page and "fid_ci95" not in page
     table = (tmp_path / "sweep.md").read_text()

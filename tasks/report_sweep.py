@@ -62,9 +62,9 @@ def variants_of(runs: Sequence[RunFolder]) -> list[Variant]:
     return [Variant(label, members) for label, members in grouped.items()]
 
 
-def variant_of(overrides: Sequence[str]) -> str:
-    """A run's own words, without its seed and its names."""
-    return " ".join(f"{key}={value}" for key, value in _as_mapping(overrides).items()) or "as composed"
+def variant_of(overrides: Sequence[str], none: str = "as composed") -> str:
+    """A run's own words, without its seed and its names; ``none`` where there are none."""
+    return " ".join(f"{key}={value}" for key, value in _as_mapping(overrides).items()) or none
 
 
 def _as_mapping(overrides: Sequence[str]) -> dict[str, str]:

@@ -15,19 +15,21 @@ from repalign.errors import UserError
 VARIABLES = ("REPALIGN_", "SLURM_")
 
 
-def digest(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def digest(text: str | None) -> str:
+    """Sixteen hexadecimal digits that stand for a text; of nothing where a composition is told without its places."""
+    return hashlib.sha256((text or "").encode()).hexdigest()[:16]
 
 
-def place(folder: str, root: str) -> str:
-    """A run folder below the folder of all runs: ``demo/sweep/3``; elsewhere its last two names."""
+def place(folder: str | None, root: str) -> str:
+    """A run folder below the folder of all runs: ``demo/sweep/3``; elsewhere its last two names; '' of none."""
+    if folder is None:
+        return ""
     inside, runs = Path(folder).absolute(), Path(root).absolute()
     parts = inside.relative_to(runs).parts if inside.is_relative_to(runs) else inside.parts[-2:]
     return "/".join(parts)
 
 
-def group(folder: str, root: str) -> str:
+def group(folder: str | None, root: str) -> str:
     """What a run's neighbours share: ``demo/sweep`` of the jobs of a sweep, ``demo`` of single runs."""
     return place(folder, root).rpartition("/")[0] or place(folder, root)
 

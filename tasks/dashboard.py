@@ -181,7 +181,7 @@ def workspace(runs: Sequence[RunFolder], project: str, entity: str | None, title
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=[expr.Metric("Group").isin(groups)],
+            filters=expr.And(expr.Metric("Group").isin(groups)),
             groupby=[expr.Config("variant")] if several else [],
             order=[expr.Ordering(expr.Summary(f"eval/{n}"), ascending=not higher_is_better(n)) for n in first]
             or [expr.Ordering(expr.Metric("CreatedTimestamp"), ascending=False)],

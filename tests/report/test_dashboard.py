@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from repalign.errors import UserError
 from tasks import dashboard
+from tests.docs.names import undescribed
 from tests.report.made_up import make_run
 from tests.report.wandb_file import history
 from tests.smoke.test_recipes_train import train
@@ -37,14 +38,15 @@ def test_it_names_only_what_was_logged(tmp_path, monkeypatch, capsys):
     """Against the file that W&B itself wrote."""
     monkeypatch.setattr(dashboard, "has_account", lambda: False)
     words = ("experiment=repa_sit_s", "logger=wandb", "callbacks=evaluation", "callbacks.evaluate.every=2")
-    run_dir = train(tmp_path, *words)
+    run_dir = train(tmp_path, *words, "~metric.scores.fd_lite0", "metric.scores.is_lite0.splits=2")
     dashboard.run(task(tmp_path / "repa_sit_s"))
     said = capsys.readouterr().out
     assert "no W&B account on this machine" in said and "dashboard.json" in said
     description = json.loads((tmp_path / "repa_sit_s" / "dashboard.json").read_text())
     named, logged = keys_in(description), {key for key, _, _ in history(run_dir)}
     assert named <= logged, sorted(named - logged)
-    wanted = {"eval/fd_lite0", "eval/is_lite0", "eval/cost/flops", "eval/cost/device_hours", "train/loss"}
+    assert not undescribed(logged)
+    wanted = {"eval/kid_lite0", "eval/is_lite0", "eval/cost/flops", "eval/cost/device_hours", "train/loss"}
     wanted |= {"train/align/repa", "grids/ema", "grids/raw", "grids/samples", "throughput/flops"}
     assert wanted <= named
     sections = [bank["name"] for bank in description["spec"]["section"]["panelBankConfig"]["sections"]]
@@ -70,7 +72,9 @@ def test_scores_in_order_and_seeds_together(tmp_path):
         dashboard.workspace(runs, "p", None, "t", "fd")
     made = dashboard.workspace(runs, "p", "me", "t", "fd_lite0")
     described = json.dumps(dashboard.described(made))
-    assert "variant" in described and "demo/sweep" in described and described.index("fd_lite0") < described.index("is_l")
+    assert (
+        "variant" in described and "demo/sweep" in described and described.index("fd_lite0") < described.index("is_l")
+    )
 
 
 def test_with_an_account_it_is_saved_or_says_why_not(tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from callbacks.work import Work
+from repalign.nn.precision import at_least_float32
 from repalign.performance.memory import peak_bytes
 
 GIB = 2**30
@@ -55,7 +56,7 @@ class Journal(pl.Callback):
         if step == self._written or not (step % self.every == 0 or step == trainer.max_steps or self._since is None):
             return
         self._written = step
-        own = torch.stack([value.float().reshape(()) for value in pl_module.finished_terms.values()])
+        own = torch.stack([at_least_float32(value).reshape(()) for value in pl_module.finished_terms.values()])
         values = trainer.strategy.reduce(own, reduce_op="mean").tolist()  # over the ranks: of the whole global batch
         self.latest = dict(zip(pl_module.finished_terms, values, strict=True))
         self.latest["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -100,9 +100,10 @@ def bands(curves: Mapping[str, Band], log_x: bool, against: str = "step") -> str
             if band.std is not None:
                 low, high = band.mean - band.std, band.mean + band.std
                 axes.fill_between(band.steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if max(map(len, curves)) < 30 else 1)
 
-    return _figure(draw, log_x, (WIDE[0], 3.4), against)
+    # Room below for the words of the variants.
+    return _figure(draw, log_x, (HALF[0], 3.0 + 0.2 * len(curves)), against)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ def test_sweep_report(tmp_path):
 
 
 def order_of(page):
-    return re.findall(r'<td class="rank">\d+</td><td><code class="chip">aligner=(\w+)', page)
+    return re.findall(r'<td class="rank">\d+</td><td class="words"><code class="chip">aligner=(\w+)', page)
 
 
 def test_leaderboard_is_sorted_and_drawn_against_cost(tmp_path):

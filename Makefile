@@ -32,6 +32,10 @@ test-slow: setup  ## the slow ones, for a night
 golden: setup  ## our numbers against the official codes'
 	@$(PYTHON) -m tests.golden
 
+fingerprints: setup  ## take the fingerprint of every recipe again (experiments/fingerprints): after a change that is meant to change numbers
+	@OMP_NUM_THREADS=1 $(PYTHON) run.py task=doctor debug=tiny task.write=true \
+		"task.recipes=[$$(ls conf/experiment | sed 's/\.yaml$$//' | paste -sd, -)]"
+
 docs: setup  ## the documentation site, site/index.html; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 	@echo "site/index.html; with search: $(PYTHON) -m http.server -d site"
@@ -49,4 +53,4 @@ lock:  ## resolve the dependencies anew
 	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra play --extra docs --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
-.PHONY: help setup demo demo-repa-e test test-slow golden docs audit lint lock
+.PHONY: help setup demo demo-repa-e test test-slow golden fingerprints docs audit lint lock

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from callbacks.sharded_checkpoint import read_rest, read_whole, remove
 from callbacks.sharded_strategy import ShardedStrategy
@@ -42,6 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.failure: str | None = None
         self._writer = ThreadPoolExecutor(1, "checkpoint")  # its thread begins with the first file
         self._pending: Future[None] | None = None
+        self._copies: dict[int, Tensor] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         """Save so that a kill at any moment leaves the last good file in place."""
@@ -49,9 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not self.background:
             self._write(checkpoint, Path(path))
             return
-        # A copy made here and now: the training moves these tensors in place.
-        copied = tree_map(lambda x: x.detach().to("cpu", copy=True) if isinstance(x, Tensor) else x, checkpoint)
-        self._pending = self._writer.submit(self._write, copied, Path(path))
+        self._pending = self._writer.submit(self._write, self._copied(checkpoint), Path(path))
 
     def wait(self) -> None:
         """Until nothing is being written."""
@@ -62,6 +61,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def teardown(self) -> None:
         """The last file is whole before the process ends."""
         self.wait()
+
+    def _copied(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """A copy made here and now, because the training moves these tensors in place.
+
+        Its memory is kept for the next one: to be given new memory takes several times as long as the copying.
+        """
+        leaves, tree = tree_flatten(checkpoint)
+        for place, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                continue
+            copy = self._copies.get(place)
+            if copy is None or (copy.shape, copy.dtype) != (leaf.shape, leaf.dtype):
+                copy = torch.empty(leaf.shape, dtype=leaf.dtype, pin_memory=leaf.is_cuda)
+            leaves[place] = self._copies[place] = copy.copy_(leaf.detach())
+        return tree_unflatten(leaves, tree)
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from repalign.nn.precision import at_least_float32
+
 
 class Journal(pl.Callback):
     """Every ``every`` finished steps: losses, gradient norm, learning rate and images per second, in one device read.
@@ -34,7 +36,7 @@ class Journal(pl.Callback):
         if step == self._written or not (step % self.every == 0 or step == trainer.max_steps or self._since is None):
             return
         self._written = step
-        own = torch.stack([value.float().reshape(()) for value in pl_module.finished_terms.values()])
+        own = torch.stack([at_least_float32(value).reshape(()) for value in pl_module.finished_terms.values()])
         values = trainer.strategy.reduce(own, reduce_op="mean").tolist()  # over the ranks: of the whole global batch
         self.latest = dict(zip(pl_module.finished_terms, values, strict=True))
         self.latest["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]

@@ -23,7 +23,7 @@ from repalign.errors import UserError
 
 # Arrays of every cached store beside its own; batches take these from the pictures.
 BOOKKEEPING = ("index", "label", "caption", "original_size")
-STALLED_AFTER = 120.0  # seconds without a batch from the reading processes before the run stops with an error
+STALLED_AFTER = 120.0  # seconds without a batch from reading processes or memory maps before the run ends
 # Software that pixels, networks and files depend on; recorded, not compared.
 VERSIONS = ("diffusers", "numpy", "pillow", "timm", "torch", "transformers")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules import cache
 from datamodules.cache import BOOKKEEPING, mirror
 from datamodules.captions import CaptionMix
 from datamodules.own_store import MOMENTS
@@ -159,10 +163,28 @@ class SerialLoader(DataLoader[dict[str, Any]]):
         return _read_ahead(self._read, keys, 2 * self.num_workers) if self.num_workers else map(self._read, keys)
 
     def _read(self, keys: Any) -> dict[str, Any]:
-        batch = _as_tensors(self.dataset.__getitems__(keys))
+        if self.dataset.mapped:
+            with _ends_when_stalled(cache.STALLED_AFTER):
+                batch = _as_tensors(self.dataset.__getitems__(keys))
+        else:
+            batch = _as_tensors(self.dataset.__getitems__(keys))
         if not self.pin_memory:
             return batch
         return {name: x.pin_memory() if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+
+
+@contextmanager
+def _ends_when_stalled(seconds: float) -> Iterator[None]:
+    """Ends the process, with the place of every thread on standard error, when a read takes so long.
+
+    A memory map whose file system does not answer stops the thread inside the copy, perhaps with the interpreter's
+    lock, so that no Python code could raise an error: this clock is a thread of C.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _read_ahead(read: Callable[[Any], T], keys: Iterator[Any], ahead: int) -> Iterator[T]:

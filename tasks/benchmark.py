@@ -52,10 +52,11 @@ def recipe_of(cfg: DictConfig, recipe: str) -> DictConfig:
     """
     from tasks.launch import compose
 
-    composed = compose([f"experiment={recipe}", *(w for w in cfg.overrides if not w.startswith("experiment="))])
+    words = [f"experiment={recipe}", *(word for word in cfg.overrides if not word.startswith("experiment="))]
+    composed = compose(words)
     with open_dict(composed):
         composed.run_dir = cfg.run_dir
-        composed.overrides = cfg.overrides
+        composed.overrides = words
     check_composition(composed)
     return composed
 

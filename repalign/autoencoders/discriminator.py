@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from repalign.autoencoders.weights import load_exactly, read_weights
+from repalign.nn.batch_norm import BatchNorm2d
 
 
 class PatchDiscriminator(nn.Module):
@@ -19,7 +20,8 @@ class PatchDiscriminator(nn.Module):
     N(0, 0.02^2), the scales of batch norms as N(1, 0.02^2).
 
     In LDM and REPA-E it stays in training mode throughout: batch norms use the statistics of the real or of the
-    reconstructed half batch, and their running statistics are never used. Keys are those of the official code
+    reconstructed half batch of all processes, and their running statistics are never used. (In the official codes each
+    process has its own; so many processes would train otherwise than one.) Keys are those of the official code
     (``main.0.weight``, ...).
 
     Args:
@@ -37,12 +39,12 @@ class PatchDiscriminator(nn.Module):
         blocks: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for place, (dim_in, dim) in enumerate(zip(widths[:-1], widths[1:], strict=True), 1):
             stride = 2 if place < layers else 1
-            blocks += [nn.Conv2d(dim_in, dim, 4, stride, padding=1, bias=False), nn.BatchNorm2d(dim), nn.LeakyReLU(0.2)]
+            blocks += [nn.Conv2d(dim_in, dim, 4, stride, padding=1, bias=False), BatchNorm2d(dim), nn.LeakyReLU(0.2)]
         self.main = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 4, padding=1))
         for module in self.main:
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, BatchNorm2d):
                 nn.init.normal_(module.weight, 1.0, 0.02)
         if weights != "random":
             load_exactly(self, read_weights(weights)[0], weights)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from repalign.autoencoders.latent_norm import ScaleShift
 from repalign.errors import UserError
+from repalign.nn.batch_norm import batch_norm
 from repalign.nn.precision import at_least_float32
 from repalign.state import State
 
@@ -97,33 +95,13 @@ class RunningStatistics(nn.Module):
         assert isinstance(raw, Tensor), "running statistics are of one stream"
         if self.training:
             self.num_batches_tracked += 1
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                return self._normalize_over_ranks(at_least_float32(raw))
-        wide, statistics = at_least_float32(raw), (self.running_mean, self.running_var)
-        return F.batch_norm(wide, *statistics, None, None, self.training, self.momentum, self.eps)
+        statistics = (self.running_mean, self.running_var)
+        return batch_norm(at_least_float32(raw), *statistics, self.training, self.momentum, self.eps)
 
     def denormalize(self, latent: State) -> State:
         """Normalised latents [B, C, H, W] -> raw latents, by the running statistics."""
         assert isinstance(latent, Tensor), "running statistics are of one stream"
         return latent / self.scale + self.bias
-
-    def _normalize_over_ranks(self, raw: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        # nn.SyncBatchNorm would do, but refuses the CPU. Double precision, because E[x^2] - E[x]^2 cancels.
-        wide = raw.double()
-        sums = wide.sum((0, 2, 3)), (wide**2).sum((0, 2, 3))
-        each = raw.numel() // raw.shape[1]
-        if each * dist.get_world_size() < 2:  # counted here: reading the sum below would make every step wait for it
-            raise ValueError("autoencoder.norm: a batch of one value per channel has no variance")
-        count = torch.full_like(sums[0], each)
-        total, squares, number = _SumOverRanks.apply(torch.stack([*sums, count]))  # pyright: ignore[reportGeneralTypeIssues]
-        mean = total / number
-        variance = squares / number - mean**2
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            unbiased = variance * number / (number - 1)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        mean, variance = mean.to(raw.dtype).reshape(-1, 1, 1), variance.to(raw.dtype).reshape(-1, 1, 1)
-        return (raw - mean) * (variance + self.eps).rsqrt()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
         """Follow to another device and to float64, but to no half precision: a momentum of 0.1 is lost there."""
@@ -138,19 +116,3 @@ class RunningStatistics(nn.Module):
     def extra_repr(self) -> str:
         """The options, for ``print(autoencoder)``."""
         return f"{len(self.running_mean)}, momentum={self.momentum}, eps={self.eps}, eps_at_decode={self.eps_at_decode}"
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """Sum over the ranks of the default group; the gradient of every rank's sum comes back to every rank."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from repalign.errors import UserError, unknown_choice
+from repalign.nn.precision import as_input
 from repalign.protocols import Autoencoder, Randomness, TextEncoder
 from repalign.random import SampleRandom, on_device
 from repalign.state import Cond
@@ -105,7 +106,7 @@ class InpaintingConditioner(_Map):
     def mask_of(self, batch: Mapping[str, Any]) -> Float[Tensor, "b 1 h w"]:
         """The batch's masks."""
         if "mask" in batch:
-            return batch["mask"].float()
+            return as_input(batch["mask"])
         images = batch["image"]
         draws = SampleRandom(self.seed, batch["serial"].tolist())  # on the CPU, where the numbers are: nothing waits
         return on_device(self.masks(draws, *images.shape[2:]), images.device)
@@ -125,7 +126,7 @@ def random_boxes(random: Randomness, height: int, width: int) -> Float[Tensor, "
             side = 0.15 + 0.35 * random.uniform(f"mask/{box}/side_{axis}")
             begin = (1 - side) * random.uniform(f"mask/{box}/{axis}")
             inside.append((places >= begin[:, None]) & (places < (begin + side)[:, None]))
-        mask = torch.maximum(mask, (inside[0][:, None, :, None] & inside[1][:, None, None, :]).float())
+        mask = torch.maximum(mask, as_input(inside[0][:, None, :, None] & inside[1][:, None, None, :]))
     return mask
 
 
@@ -178,7 +179,7 @@ class SemanticMapConditioner(_Map, nn.Module):
             raise UserError("conditioner: the data have no semantic maps ('segmentation' [B, H, W] in a batch)")
         segmentation: Int[Tensor, "b h w"] = batch["segmentation"]
         known = torch.where(segmentation < 0, self.classes, segmentation)
-        one_hot = rearrange(F.one_hot(known, self.classes + 1), "b h w c -> b c h w")[:, :-1].float()
+        one_hot = as_input(rearrange(F.one_hot(known, self.classes + 1), "b h w c -> b c h w")[:, :-1])
         return Cond(spatial=self.rescale(one_hot))
 
 
@@ -190,4 +191,4 @@ def pictures(batch: Mapping[str, Any]) -> Float[Tensor, "b 3 h w"]:
     """
     if batch.get("image") is None:
         raise UserError("conditioner: reads pictures, but batches have none; set data.keep_images=true")
-    return batch["image"].float() / 255
+    return as_input(batch["image"]) / 255

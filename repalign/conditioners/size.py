@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from repalign.errors import UserError
+from repalign.nn.precision import as_input
 from repalign.protocols import Randomness, TextEncoder
 from repalign.state import Cond
 
@@ -32,7 +33,7 @@ class SizeConditioner:
     def __call__(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
         if "size" not in batch:
             raise UserError("conditioner: batches hold no sizes; set data.sizes=true, or conditioner=text")
-        return Cond(size=batch["size"].float())
+        return Cond(size=as_input(batch["size"]))
 
     def null(self, batch: int, device: torch.device) -> Cond:
         """Nothing: the size stays."""

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repalign.errors import UserError, unknown_choice
+from repalign.nn.precision import as_input
 from repalign.protocols import Randomness, TextEncoder
 from repalign.state import Cond, TextStates, Tokens
 
@@ -173,13 +174,17 @@ def states_of(batch: Mapping[str, Any], name: str, text_encoders: Mapping[str, T
     cached = batch.get(f"text/{name}")
     if cached is not None:
         pooled = batch.get(f"text_pooled/{name}")
-        return TextStates(cached.float(), batch[f"text_mask/{name}"].bool(), None if pooled is None else pooled.float())
+        return _as_inputs(TextStates(cached, batch[f"text_mask/{name}"].bool(), pooled))
     if "caption" not in batch:
         raise UserError(
             "conditioner: reads captions, and these data have none; choose data with captions (data.caption=COLUMN of "
             "data=parquet), or conditioner=label"
         )
-    return text_encoders[name](batch["caption"])
+    return _as_inputs(text_encoders[name](batch["caption"]))
+
+
+def _as_inputs(states: TextStates) -> TextStates:
+    return TextStates(as_input(states.data), states.mask, None if states.pooled is None else as_input(states.pooled))
 
 
 class EmptyPrompts:
@@ -192,7 +197,7 @@ class EmptyPrompts:
     def __call__(self, name: str, batch: int, device: torch.device) -> TextStates:
         """The states, repeated for a batch."""
         if name not in self._kept:
-            self._kept[name] = self.text_encoders[name]([""])
+            self._kept[name] = _as_inputs(self.text_encoders[name]([""]))
         states = self._kept[name]
 
         def repeat(x: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from repalign.state import Coefficients, Cond, Output, State, leading, map_state
 class DenoisingField:
     """A backbone at a fixed condition (protocol ``Field``).
 
-    The state is handed to the backbone in the dtype of its parameters (float32 when it has none), the time in float32
-    at least; outputs come back in the state's dtype, so that a float64 trajectory may run around a float32 network.
+    State and condition are handed to the backbone in the dtype of its parameters (float32 when it has none), the time
+    in float32 at least; outputs come back in the state's dtype, so that a float64 trajectory may run around a float32
+    network.
     """
 
     backbone: Backbone
@@ -47,7 +48,8 @@ class DenoisingField:
         dtype, first = _parameter_dtype(self.backbone), leading(x_t)
         # Half precision has too few digits to tell neighbouring times apart.
         times = t.to(first.device, torch.promote_types(dtype, torch.float32)).expand(len(first))
-        output = self.backbone(map_state(lambda x: x.to(dtype), x_t), times, self.cond, carry=carry)
+        cond = self.cond.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
+        output = self.backbone(map_state(lambda x: x.to(dtype), x_t), times, cond, carry=carry)
         if output.pred is None:
             return output
 

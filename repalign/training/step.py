@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repalign.autoencoders.latent_norm import require_norm
-from repalign.nn.precision import at_least_float32
+from repalign.nn.precision import as_input, at_least_float32
 from repalign.protocols import (
     Aligner,
     Autoencoder,
@@ -61,8 +61,7 @@ class StepContext:
 def images_of(batch: Batch) -> Tensor | None:
     """The batch's pictures as float [B, 3, H, W] in [0, 1], or None when only cached latents came."""
     images = batch.get("image")
-    # In float64 where everything is (precision=64-true sets the default type).
-    return None if images is None else images.to(torch.promote_types(torch.float32, torch.get_default_dtype())) / 255
+    return None if images is None else as_input(images) / 255
 
 
 def latents_of(batch: Batch, autoencoder: Autoencoder, random: Randomness, norm: LatentNorm | None = None) -> State:

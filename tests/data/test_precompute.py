@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 
 from datamodules import cache
 from datamodules.cache import Making
+from datamodules.dataset import SerialLoader
 from datamodules.image_folder import ImageFolderDataModule
 from datamodules.own_store import Share
 from datamodules.progress import progress
@@ -227,6 +230,34 @@ def test_a_stalled_reader_stops_the_run(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(data.source, "load", lambda indices: signal.pause())
     with pytest.raises(RuntimeError, match="timed out after 1 seconds"):
         next(iter(data.train_dataloader()))
+
+
+class Stalls:
+    """Pictures in a memory map whose disk does not answer."""
+
+    mapped = True
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitems__(self, keys: Any) -> dict[str, Any]:
+        ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock, as a page fault does
+        return {}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stalled_memory_map_ends_the_run(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process itself and in its reading thread; nothing in Python could run meanwhile."""
+    monkeypatch.setattr(cache, "STALLED_AFTER", 0.5)
+    with open(tmp_path / "said", "w") as said:
+        child = os.fork()
+        if not child:
+            monkeypatch.setattr(sys, "__stderr__", said)
+            next(iter(SerialLoader(Stalls(), batch_sampler=[[0, 1]] * 4, num_workers=workers)))
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    text = (tmp_path / "said").read_text()
+    assert text.startswith("Timeout (0:00:00.5") and "in _read" in text and "in __getitems__" in text
 
 
 def test_plain_lines_say_rate_and_time_left(

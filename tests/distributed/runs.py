@@ -23,11 +23,15 @@ COMMON = ("debug=tiny", "logger=csv", "run_name=run", "callbacks.journal.every=1
 
 @dataclass
 class Run:
-    """A finished training: its numbers by name, its samples by step, its last checkpoint as an ordinary one."""
+    """A finished training: its numbers by name, its samples by step, its last checkpoint as an ordinary one.
+
+    ``left_after``: seconds until all processes had left after one was told to.
+    """
 
     folder: Path
     statuses: list[int]
     consumed: dict[int, list[tuple[int, int]]]
+    left_after: float | None
 
     def column(self, name: str) -> torch.Tensor:
         with open(self.folder / "metrics.csv", newline="") as file:
@@ -67,7 +71,8 @@ def trained(*jobs: dict[str, Any], fails: bool = False) -> list[Run]:
             consumed.setdefault(step, []).extend(zip(serials, indices, strict=True))
         found = sorted(Path(entry["folder"]).glob("*/run"))
         folder = found[0] if found else Path(entry["folder"])
-        runs.append(Run(folder, result["statuses"], {s: sorted(pairs) for s, pairs in consumed.items()}))
+        consumed = {step: sorted(pairs) for step, pairs in consumed.items()}
+        runs.append(Run(folder, result["statuses"], consumed, result["left_after"]))
     return runs
 
 

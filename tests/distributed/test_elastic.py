@@ -22,12 +22,12 @@ def resumed(tmp_path, recipe, before, after, kind, save, steps, other=None):
     return whole, runs
 
 
-def check(whole, runs, save, steps):
+def check(whole, runs, save, steps, tolerance=1e-6):
     everything = [pair for pairs in whole.consumed.values() for pair in pairs]
     assert sorted(serial for serial, _ in everything) == list(range(SERIALS * steps))  # none twice, none lost
     for run in runs:
         assert run.consumed == {step: pairs for step, pairs in whole.consumed.items() if step >= save}
-        torch.testing.assert_close(run.column("loss"), whole.column("loss"), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(run.column("loss"), whole.column("loss"), rtol=tolerance, atol=tolerance)
         print(f"resumed: largest relative difference {relative(run, whole):.1e}")
 
 
@@ -47,7 +47,8 @@ def test_a_sharded_run_goes_on_on_one_and_three(tmp_path):
 @pytest.mark.parametrize("recipe", ["repa_sit_s", "repa_e_sit_s", "sra_sit_b", "ddt_b", "sd3_d15"])
 def test_a_run_of_three_goes_on_on_one_and_two(recipe, tmp_path):
     whole, runs = resumed(tmp_path, recipe, 3, (1, 2), DDP, save=5, steps=55)
-    check(whole, runs, save=5, steps=55)
+    # Against a discriminator the rounding of sums over ranks grows by a factor of about 30 in 50 steps.
+    check(whole, runs, save=5, steps=55, tolerance=1e-5 if recipe == "repa_e_sit_s" else 1e-6)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 One process imports Lightning once and forks, because the import costs more than the steps. Standard input is a list of
 jobs {"folder", "processes", "words", and perhaps "kill" or "copy"}; standard output ends with a line of JSON, one entry
-per job.
+per job: exit statuses, samples consumed, and how long after a signal it had left.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(job: dict[str, Any], number: int) -> list[int]:
             os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         record(Path(job["folder"]) / f"consumed-{number}-{rank}.jsonl")
         if "kill" in job:
-            arm(job["kill"])
+            arm(job["kill"], Path(job["folder"]) / f"signalled-{number}")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the child ends by os._exit)
         try:
             run(compose([*job["words"], f"trainer.devices={world}", f"paths.runs={job['folder']}"]))
@@ -74,9 +75,9 @@ def train(job: dict[str, Any], number: int) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def arm(kill: str) -> None:
+def arm(kill: str, signalled: Path) -> None:
     """'write:N': SIGKILL to every process in the N-th background write; 'fail:N': the disk is full in that one;
-    'SIGNAL:STEP': that signal to the first process."""
+    'SIGNAL:STEP': that signal to the first process, its time into a file."""
     what, number = kill.split(":")
     if what in ("write", "fail"):
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -98,6 +99,7 @@ def arm(kill: str) -> None:
     def hook(self: Any, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         begin(self, trainer, pl_module, batch, batch_idx)
         if pl_module.progress.step == int(number) and trainer.is_global_zero:
+            signalled.write_text(str(time.time()))
             os.kill(os.getpid(), getattr(signal, what))
 
     Journal.on_train_batch_start = hook
@@ -119,10 +121,12 @@ def main() -> None:
         if "copy" in job:
             copy(Path(job["copy"]), folder)
         folder.mkdir(parents=True, exist_ok=True)
-        statuses = train(job, number)
+        statuses, ended = train(job, number), time.time()
         files = sorted(folder.glob(f"consumed-{number}-*.jsonl"))
         lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-        results.append({"statuses": statuses, "consumed": sorted(lines)})
+        signalled = folder / f"signalled-{number}"
+        left_after = ended - float(signalled.read_text()) if signalled.exists() else None
+        results.append({"statuses": statuses, "consumed": sorted(lines), "left_after": left_after})
     print(json.dumps(results))
 
 

@@ -1,7 +1,7 @@
 """Runs composed trainings in forked children that kill themselves at given moments; prints what each left behind.
 
 One process imports Lightning once and forks, because the import costs more than the steps. Standard input is a list of
-jobs {"folder", "words", "kills"}; standard output ends with a line of JSON, one entry per job.
+jobs {"folder", "words", "kills", "processes"}; standard output ends with a line of JSON, one entry per job.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from callbacks.checkpoint import checkpoints_in
 from callbacks.journal import Journal
 from tasks.launch import compose
 from tasks.train import run
+from tests.distributed.worker import free_port
 
 Due = Callable[[], bool]
 
@@ -104,7 +105,8 @@ def drawing(due: Due) -> None:
         setattr(module, name, lambda *a, original=original, **k: die() if due() else original(*a, **k))
 
 
-PLACES = (in_the_step, after_backward, half_written, written_not_named, named, drawing)
+EVERYWHERE = (in_the_step, after_backward)
+PLACES = (*EVERYWHERE, half_written, written_not_named, named, drawing)
 
 
 def arm(kill: str) -> None:
@@ -119,13 +121,46 @@ def arm(kill: str) -> None:
     {p.__name__: p for p in PLACES}[place](lambda: done["steps"] >= int(step))
 
 
-def train(runs: Path, name: str, words: list[str], kill: str | None) -> int:
-    """One attempt in a child process; returns its exit status."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def train(runs: Path, name: str, words: list[str], kill: str | None, processes: int = 1) -> int:
+    """One attempt in child processes; returns the exit status of the one that ended first.
+
+    Of several processes the last dies, or the first where only that one comes by; the others are killed after it, as
+    launchers do.
+    """
+    port, children = free_port(), []
+    for rank in range(processes):
+        child = os.fork()
+        if not child:
+            attempt(runs, name, words, kill if kill and dies(kill, rank, processes) else None, rank, processes, port)
+        children.append(child)
+    first, status = os.waitpid(-1, 0)
+    for child in children:
+        if child != first:
+            if status:
+                os.kill(child, signal.SIGKILL)
+            _, other = os.waitpid(child, 0)
+            status = status or other
+    return os.waitstatus_to_exitcode(status)
+
+
+def dies(kill: str, rank: int, processes: int) -> bool:
+    """Whether this process is the one that kills itself: only the first writes checkpoints."""
+    return rank == (processes - 1 if kill.split(":")[1] in (p.__name__ for p in EVERYWHERE) else 0)
+
+
+def attempt(runs: Path, name: str, words: list[str], kill: str | None, rank: int, processes: int, port: int) -> None:
+    """One process of a training; does not return."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if processes > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        words = [
+            *words,
+            "trainer=ddp",
+            "trainer.accelerator=cpu",
+            "trainer.precision=32-true",
+            f"trainer.devices={processes}",
+        ]
     fixed = ["debug=tiny", f"run_name={name}", f"paths.runs={runs}", "callbacks.journal.every=1", "logger=csv"]
     if kill is not None:
         arm(kill)
@@ -169,8 +204,8 @@ def main() -> None:
     results = []
     for job in json.load(sys.stdin):
         runs, words = Path(job["folder"]), job["words"]
-        statuses = [train(runs, "killed", words, kill) for kill in job["kills"]]
-        statuses += [train(runs, "killed", words, None), train(runs, "whole", words, None)]
+        attempts = [*(("killed", kill) for kill in job["kills"]), ("killed", None), ("whole", None)]
+        statuses = [train(runs, name, words, kill, job.get("processes", 1)) for name, kill in attempts]
         folders = {path.parent.name: path.parent for path in runs.rglob("run.json")}
         left = {name: left_behind(folders[name]) for name in ("killed", "whole") if name in folders}
         results.append({"statuses": statuses, **left})

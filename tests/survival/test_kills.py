@@ -77,15 +77,25 @@ def test_twenty_kills_of_a_long_run(workers, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_five_kills_of_scored_trainings_of_every_method(tmp_path):
+@pytest.mark.parametrize("name", ["repa_sit_s", "repa_e_sit_s"])
+def test_ten_kills_of_two_processes(name, tmp_path):
+    """One process is killed, the other after it; with REPA-E, batch norm and three optimizers are shared."""
+    words = ("ema.decay=0.9", "callbacks.checkpoint.every=4", "callbacks.sample_grid.every=20", "data.batch_size=12")
+    kills = moments(10, 55, seed=3)
+    (whole,) = kill_and_resume([{**job(tmp_path, name, 60, kills, *words), "processes": 2}])
+    check(name, whole, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", METHODS)
+def test_five_kills_of_scored_trainings_of_every_method(name, tmp_path):
     """With scores drawn in between, which are compared as well."""
-    jobs = []
-    for seed, (name, words) in enumerate(METHODS.items()):
-        scored = () if "first_stage" in name else ("callbacks=evaluation", "callbacks.evaluate.every=10")
-        longer = [w for w in words if not w.startswith(("callbacks.checkpoint", "callbacks.sample_grid"))]
-        every = ("callbacks.checkpoint.every=4", "callbacks.sample_grid.every=10")
-        jobs.append(
-            job(tmp_path, name, 40, moments(5, 29, seed), *scored, *longer, *every[: 1 if "first" in name else 2])
-        )
-    for name, whole in zip(METHODS, kill_and_resume(jobs), strict=True):
-        check(name, whole, 40)
+    first_stage = "first_stage" in name
+    longer = [w for w in METHODS[name] if not w.startswith(("callbacks.checkpoint", "callbacks.sample_grid"))]
+    words = ["callbacks.checkpoint.every=4", *longer]
+    if not first_stage:
+        words += ["callbacks=evaluation", "callbacks.evaluate.every=10", "callbacks.sample_grid.every=10"]
+    kills = moments(5, 29, seed=list(METHODS).index(name))
+    (whole,) = kill_and_resume([job(tmp_path, name, 40, kills, *words)])
+    check(name, whole, 40)

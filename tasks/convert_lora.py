@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from safetensors.torch import save_file
@@ -39,7 +40,7 @@ def convert_lora(cfg: DictConfig) -> None:
         raise UserError("task.input: not set; give the checkpoint of a run with tuning=lora")
     module: DiffusionModule = assemble(cfg).module
     load_weights(module, task.input)
-    owner = module.trained if task.weights == "live" else module.ema.module
+    owner: Any = module.trained if task.weights == "live" else module.ema.module
     backbone = unwrapped(owner["backbone"])
     assert isinstance(backbone, nn.Module)
     WRITERS[task.direction](backbone, Path(task.output))

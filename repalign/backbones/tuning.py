@@ -63,8 +63,8 @@ def lora(
         ) from error
     if str(weights) != "random":
         _fill(backbone, Path(weights).expanduser())
-    names: Any = _names(backbone, layers)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=dropout)
+    options: dict[str, Any] = {"lora_alpha": alpha, "target_modules": _names(backbone, layers)}
+    config = LoraConfig(r=rank, lora_dropout=dropout, **options)
     mark_given(backbone)
     inject_adapter_in_model(config, backbone)
     return backbone

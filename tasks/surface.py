@@ -42,7 +42,7 @@ MAPPINGS = (
 _EMPTY_TOO = ("callbacks", "logger", "encoders", "text_encoders", "streams", "aligners")
 _FILES = ("weights", "folder", "path", "annotations", "file", "vgg16", "lpips", "reference", "checkpoint", "input")
 _WORDS = ("hub", "random", "auto", "never", "standard")
-_DRAWS_NOTHING = ("report", "plan")  # tasks that read no part of the composition from a file
+_DRAWS_NOTHING = ("report", "plan", "ledger", "dashboard")  # tasks that read no part of the composition from a file
 
 
 def check_structure(cfg: DictConfig) -> None:

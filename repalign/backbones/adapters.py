@@ -113,7 +113,8 @@ def merge(backbone: nn.Module) -> nn.Module:
         UserError: when the network has no additions.
     """
     _configs(backbone)
-    for name, layer in [*backbone.named_modules()]:
+    layers: list[tuple[str, Any]] = [*backbone.named_modules()]
+    for name, layer in layers:
         if hasattr(layer, "base_layer") and hasattr(layer, "enable_adapters"):
             layer.merge(safe_merge=True)
             parent, _, child = name.rpartition(".")

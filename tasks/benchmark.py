@@ -51,6 +51,7 @@ def run(cfg: DictConfig) -> None:
         check_settings(cfg.task)
         kind_of(Path(cfg.task.peer).expanduser())
     quiet()
+    Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)  # the journal looks at its disk
     # All are composed and checked before the first is measured.
     composed = [recipe_of(cfg, recipe) for recipe in cfg.task.recipes] or [cfg]
     rows, missing = [], []

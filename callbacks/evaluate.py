@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 
-from callbacks.journal import Journal
+from callbacks.journal import cost_of, pause
 from callbacks.pictures import draw_labels, evaluation_mode, generate
 from callbacks.prompts import Wanted, captions_for, taken
 from callbacks.score_log import FILE, append_scores, score_lines, shown
@@ -19,7 +19,7 @@ from repalign.training.generate import asked_by
 
 
 class Evaluate(pl.Callback):
-    """Draws pictures with the averaged weights, compares them with the data, logs ``metric/<name>``: before the first
+    """Draws pictures with the averaged weights, compares them with the data, logs ``eval/<name>``: before the first
     step, every so many steps, and after the last one.
 
     Every rank scores what it draws; rank 0 gathers moments and features, in the order of the serial numbers. So the
@@ -100,8 +100,9 @@ class Evaluate(pl.Callback):
             lines = score_lines(self.metrics, values, self._drawing(pl_module), step)
             for warning in append_scores(Path(pl_module.run_dir) / FILE, lines):
                 print(f"warning: {warning}", flush=True)
+            row = {f"eval/{name}": value for name, value in values.items()} | cost_of(trainer, step)
             for logger in trainer.loggers:
-                logger.log_metrics({f"metric/{name}": value for name, value in values.items()}, step=step)
+                logger.log_metrics(row, step=step)
             print(
                 f"step {step} | {' | '.join(shown(values))} | {self.num_samples} pictures, "
                 f"{time.perf_counter() - began:.0f} s",
@@ -110,9 +111,7 @@ class Evaluate(pl.Callback):
         for space in spaces:
             space.reset()
             space.to(torch.device("cpu"))
-        for callback in trainer.callbacks:
-            if isinstance(callback, Journal):
-                callback.pause()
+        pause(trainer)
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule, wanted: Wanted) -> None:
         generator = pl_module.generator(ema=True)

@@ -14,7 +14,8 @@ START = "start"
 
 
 class PhaseTimes(pl.Callback):
-    """Logs ``time/<phase>``, seconds per round, for a method of several phases; at the end one line with all of them.
+    """Logs ``throughput/phase_seconds/<phase>``, seconds per round, for a method of several phases; at the end one line
+    with all of them.
 
     Besides the phases (loss, backward pass, optimizer step): ``shared``, what they have in common before (REPA-E: the
     pass through the autoencoder and the frozen encoders), and ``average``, the EMA's update. On a GPU the moments are
@@ -67,7 +68,9 @@ class PhaseTimes(pl.Callback):
             self._marks.clear()
         elif step % self.every == 0 or step == trainer.max_steps:
             self._read()
-            means = {f"time/{name}": total / (step - self._since) for name, total in self._window.items()}
+            means = {
+                f"throughput/phase_seconds/{name}": total / (step - self._since) for name, total in self._window.items()
+            }
             for logger in trainer.loggers:
                 logger.log_metrics(means, step=step)
             self.rounds += step - self._since

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from callbacks.journal import Journal
+from callbacks.journal import journal_of
 
 
 class RunProgressBar(ProgressBar):
@@ -55,10 +55,11 @@ class RunProgressBar(ProgressBar):
     ) -> None:
         """Move the bar; numbers are the journal's last, so that the bar itself reads nothing from the device."""
         step = pl_module.progress.step
-        latest = next((c.latest for c in trainer.callbacks if isinstance(c, Journal)), {})
+        journal = journal_of(trainer)
+        latest = {} if journal is None else journal.latest
         numbers = f"loss {latest['train/loss']:.4f}" if "train/loss" in latest else ""
-        if "train/images_per_second" in latest:
-            numbers += f" | {latest['train/images_per_second']:.1f} images/s"
+        if "throughput/images_per_second" in latest:
+            numbers += f" | {latest['throughput/images_per_second']:.1f} images/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, numbers=numbers)
         elif time.perf_counter() - self._spoke > self.seconds or step == trainer.max_steps:

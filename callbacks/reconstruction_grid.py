@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from callbacks.journal import Journal
+from callbacks.journal import pause
 from callbacks.pictures import evaluation_mode, evenly_spaced, grid_of, save_png
 from callbacks.sample_grid import log_picture
 
@@ -66,7 +66,5 @@ class ReconstructionGrid(pl.Callback):
             grid = reconstruction_grid(pl_module.autoencoder, trainer.datamodule, self.columns, self.rows)
         save_png(grid, pl_module.run_dir / "samples" / f"step_{step:06d}_raw.png")
         for logger in trainer.loggers:
-            log_picture(logger, "samples/raw", grid, step)
-        for callback in trainer.callbacks:
-            if isinstance(callback, Journal):
-                callback.pause()
+            log_picture(logger, "grids/reconstructions", grid, step)
+        pause(trainer)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from callbacks.journal import Journal
+from callbacks.journal import cost_of, pause
 from callbacks.pictures import evaluation_mode, evenly_spaced
 from repalign.metrics.reconstruction import ReconstructionMetrics
 from repalign.metrics.suite import FeatureMetrics
@@ -67,7 +67,7 @@ def in_words(values: dict[str, float]) -> str:
 
 
 class ReconstructionScores(pl.Callback):
-    """Logs ``metric/rec_<name>`` before the first step, every so many steps, and after the last one.
+    """Logs ``eval/rec_<name>`` before the first step, every so many steps, and after the last one.
 
     Rank 0 does all of it; the others wait.
 
@@ -129,9 +129,8 @@ class ReconstructionScores(pl.Callback):
                     self.perceptual,
                     self.batch_size,
                 )
+            row = {f"eval/rec_{name}": value for name, value in values.items()} | cost_of(trainer, step)
             for logger in trainer.loggers:
-                logger.log_metrics({f"metric/rec_{name}": value for name, value in values.items()}, step=step)
+                logger.log_metrics(row, step=step)
             print(f"step {step} | {in_words(values)} | {time.perf_counter() - began:.0f} s", flush=True)
-        for callback in trainer.callbacks:
-            if isinstance(callback, Journal):
-                callback.pause()
+        pause(trainer)

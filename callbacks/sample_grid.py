@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from callbacks.journal import Journal
+from callbacks.journal import pause
 from callbacks.pictures import class_indices, evaluation_mode, generate, grid_of, save_png
 from callbacks.prompts import Wanted, captions_for
 from repalign.training.generate import asked_by
@@ -98,17 +98,30 @@ class SampleGrid(pl.Callback):
         data = trainer.datamodule
         by_caption = asked_by(pl_module.conditioner) == "caption"
         wanted: Wanted = self.captions(data.captions) if by_caption else self.labels(data.class_names)
+        by_weights: list[Tensor] = []
         for name, ema in (("raw", False), ("ema", True)):
             with evaluation_mode(pl_module):
                 drawn = generate(pl_module.generator(ema=ema), wanted, self.seed, self.batch_size, pl_module.device)
-                grid = grid_of(torch.cat([images.cpu() for images in drawn]), self.columns)
+                by_weights.append(torch.cat([images.cpu() for images in drawn]))
             if trainer.is_global_zero:
+                grid = grid_of(by_weights[-1], self.columns)
                 save_png(grid, pl_module.run_dir / "samples" / f"step_{step:06d}_{name}.png")
                 for logger in trainer.loggers:
-                    log_picture(logger, f"samples/{name}", grid, step)
-        for callback in trainer.callbacks:
-            if isinstance(callback, Journal):
-                callback.pause()
+                    log_picture(logger, f"grids/{name}", grid, step)
+        if trainer.is_global_zero:
+            asked = wanted[:: self.columns]
+            words = [data.class_names[int(x)] for x in asked] if isinstance(asked, Tensor) else list(asked)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_samples"):
+                    rows = table_of(words, by_weights, self.columns, step)
+                    logger.log_samples("grids/samples", ("step", "asked for", "live", "averaged"), rows, step)
+        pause(trainer)
+
+
+def table_of(words: Sequence[str], by_weights: Sequence[Tensor], columns: int, step: int) -> list[list[Any]]:
+    """A row for each class or caption: the step, what was asked for, and a strip [Y, X, 3] for each kind of weights."""
+    strips = [[grid_of(row, columns).permute(1, 2, 0).numpy() for row in x.split(columns)] for x in by_weights]
+    return [[step, word, *pictures] for word, *pictures in zip(words, *strips, strict=True)]
 
 
 def log_picture(logger: Any, name: str, image: Tensor, step: int) -> None:

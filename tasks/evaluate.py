@@ -218,12 +218,12 @@ def summary(metrics: Metrics, lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _log(cfg: DictConfig, values: Mapping[str, float], step: int | None) -> None:
-    """The numbers of a run's checkpoint in the run's loggers, as ``evaluation/<name>``; other weights have no run."""
+    """The numbers of a run's checkpoint in its loggers, as ``eval/checkpoint/<name>``; other weights have no run."""
     if step is None or not (Path(cfg.run_dir) / "config.yaml").is_file():
         return
     loggers = loggers_of(cfg)
     for logger in loggers:
-        logger.log_metrics({f"evaluation/{name}": value for name, value in values.items()}, step=step)
+        logger.log_metrics({f"eval/checkpoint/{name}": value for name, value in values.items()}, step=step)
         logger.save()
     end(loggers)
 

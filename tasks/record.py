@@ -40,7 +40,7 @@ def hardware() -> str:
     return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
 
 
-class RunRecord(pl.Callback):
+class RunStatus(pl.Callback):
     """Keeps ``run.json``: status, times, commit, hardware, versions; written atomically."""
 
     def __init__(
@@ -66,7 +66,12 @@ class RunRecord(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run has all its steps."""
-        self._update(status="finished", step=pl_module.progress.step, seconds=round(time.time() - self.started, 1))
+        self._update(
+            status="finished",
+            step=pl_module.progress.step,
+            seconds=round(time.time() - self.started, 1),
+            images=len(trainer.datamodule.dataset),
+        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """The run stopped; say where and why."""

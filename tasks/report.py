@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
-from repalign.errors import UserError
+from repalign.errors import UserError, unknown_choice
 from tasks.report_data import RunFolder, is_run, read_run
 from tasks.report_files import write_files
-from tasks.report_pages import run_page, sweep_page
+from tasks.report_leaderboard import metrics_of, sweep_page
+from tasks.report_pages import run_page
 from tasks.report_sweep import runs_below
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,10 +28,10 @@ def run(cfg: DictConfig) -> None:
         UserError: when there is no run in the folder.
     """
     output = None if cfg.task.output is None else Path(cfg.task.output)
-    print(f"wrote {write_report(Path(cfg.task.folder), output)}", flush=True)
+    print(f"wrote {write_report(Path(cfg.task.folder), output, cfg.task.get('sort'))}", flush=True)
 
 
-def write_report(folder: Path, output: Path | None = None) -> Path:
+def write_report(folder: Path, output: Path | None = None, sort: str | None = None) -> Path:
     """Write a self-contained page: styles, curves and pictures inside, no script, no network.
 
     Of a folder of runs also ``sweep.csv``, ``sweep.md`` and ``sweep.png``, beside the page.
@@ -37,12 +39,13 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     Args:
         folder: a run folder, or a folder with run folders below it.
         output: the file; ``report.html`` in the folder when None.
+        sort: the score that decides the order of several runs; the first that they have when None.
 
     Returns:
         The file.
 
     Raises:
-        UserError: when the folder is missing or holds no run.
+        UserError: when the folder is missing or holds no run, or none of its runs has the score.
     """
     if not folder.is_dir():
         raise UserError(f"task.folder: no folder '{folder}'; give a run folder or a folder of run folders")
@@ -54,7 +57,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
             runs = runs_below(folder)
             if not runs:
                 raise UserError(f"task.folder: no run below '{folder}' (looked for metrics.csv, config.yaml, run.json)")
-            page = render("sweep.html", sweep_page(runs, folder))
+            sort = _score_to_sort_by(runs, sort)
+            page = render("sweep.html", sweep_page(runs, folder, sort))
     except UserError:
         raise
     except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, OSError) as error:
@@ -63,11 +67,18 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     target = output or folder / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     if runs:
-        write_files(runs, target.parent)
+        write_files(runs, target.parent, sort)
     partial = target.with_name(f".{target.name}.incomplete")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, target)
     return target
+
+
+def _score_to_sort_by(runs: Sequence[RunFolder], asked: str | None) -> str | None:
+    known = metrics_of(runs, None)
+    if asked is not None and asked not in known:
+        raise unknown_choice("task.sort", asked, known, "score")
+    return asked or next(iter(known), None)
 
 
 def render(template: str, values: dict[str, Any]) -> str:

@@ -15,7 +15,14 @@ import yaml
 
 _GRID = re.compile(r"step_(\d+)_(raw|ema)\.png$")
 # Scores that grow with quality; all others fall (distances, losses).
-_HIGHER = ("is", "precision", "recall", "clip", "density", "coverage")
+_HIGHER = ("is", "precision", "recall", "clip", "density", "coverage", "psnr", "ssim")
+# Names that were logged by older versions, and what they are called now.
+_RENAMED = {
+    "metric/": "eval/",
+    "evaluation/": "eval/checkpoint/",
+    "time/": "throughput/phase_seconds/",
+    "train/images_per_second": "throughput/images_per_second",
+}
 
 
 @dataclass(frozen=True)
@@ -69,15 +76,28 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Series]:
         """Scores of the training, and those that task=evaluate alone has; without deviations and intervals."""
-        found: dict[str, Series] = {}
-        for kind in ("metric/", "evaluation/"):
-            own = {n.removeprefix(kind): s for n, s in self.series.items() if n.startswith(kind)}
-            found |= {name: series for name, series in own.items() if name not in found}
+        own = {n.removeprefix("eval/"): s for n, s in self.series.items() if n.startswith("eval/")}
+        found = {name: series for name, series in own.items() if not name.startswith(("checkpoint/", "cost/"))}
+        later = {n.removeprefix("checkpoint/"): s for n, s in own.items() if n.startswith("checkpoint/")}
+        found |= {name: series for name, series in later.items() if name not in found}
         return {name: series for name, series in found.items() if not name.endswith(("_std", "_ci95"))}
+
+    def cost(self, kind: str) -> Series:
+        """What the training had cost at the steps of its scores; empty where that was not logged.
+
+        Args:
+            kind: ``seconds``, ``device_hours`` or ``flops``.
+        """
+        return self.series.get(f"eval/cost/{kind}", Series(np.array([]), np.array([])))
+
+    def total(self, kind: str) -> float | None:
+        """What the whole training has cost; None where that was not logged."""
+        known = self.series.get(f"throughput/{kind}")
+        return None if known is None else float(known.values[-1])
 
     def spread(self, metric: str) -> Series | None:
         """Deviation that was logged beside a score."""
-        return self.series.get(f"metric/{metric}_std")
+        return self.series.get(f"eval/{metric}_std")
 
     @property
     def last_step(self) -> int:
@@ -123,7 +143,7 @@ def read_run(folder: Path) -> RunFolder:
     if not run.grids:
         run.missing.append("samples/: no sample grids were drawn")
     if run.series and not run.metrics:
-        run.missing.append("metrics.csv: no scores (metric/...); the run was not evaluated")
+        run.missing.append("metrics.csv: no scores (eval/...); the run was not evaluated")
     return run
 
 
@@ -142,7 +162,7 @@ def read_series(text: str) -> dict[str, Series]:
     points: dict[str, dict[int, float]] = {}
     for row in csv.reader(text.splitlines()):
         try:
-            step, name, value = int(row[0]), row[1], float(row[2])
+            step, name, value = int(row[0]), renamed(row[1]), float(row[2])
         except (ValueError, IndexError):
             continue
         if math.isfinite(value) and abs(step) < 2**53:
@@ -151,9 +171,17 @@ def read_series(text: str) -> dict[str, Series]:
     return {n: Series(np.array([s for s, _ in rows]), np.array([v for _, v in rows])) for n, rows in ordered.items()}
 
 
+def renamed(name: str) -> str:
+    """Today's name of what was logged by an older version."""
+    for before, now in _RENAMED.items():
+        if name.startswith(before):
+            return now + name.removeprefix(before)
+    return name
+
+
 def higher_is_better(metric: str) -> bool:
     """Whether a score grows with quality."""
-    return metric.split("_")[0] in _HIGHER
+    return metric.removeprefix("rec_").split("_")[0] in _HIGHER
 
 
 def attributions(run: RunFolder) -> list[str]:

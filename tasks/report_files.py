@@ -14,17 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tasks.report_data import RunFolder, higher_is_better
+from tasks.report_leaderboard import COSTS, metrics_of, quantity
 from tasks.report_plots import COLOURS, STYLE
 from tasks.report_scores import protocol_notes
-from tasks.report_sweep import Variant, band, summary, variants_of
+from tasks.report_sweep import Variant, band, cost_of, hours_word, ranked, summary, variants_of
 
 _MOST_METRICS = 3  # rows of the picture
+_COSTS = ("seconds", "device_hours", "flops")
 
 
-def write_files(runs: Sequence[RunFolder], folder: Path) -> list[Path]:
-    """Write ``sweep.csv``, ``sweep.md`` and, where there are scores, ``sweep.png`` into a folder."""
-    variants = variants_of(runs)
-    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
+def write_files(runs: Sequence[RunFolder], folder: Path, sort: str | None = None) -> list[Path]:
+    """Write ``sweep.csv``, ``sweep.md`` and, where there are scores, ``sweep.png`` into a folder; the best by ``sort``
+    first.
+    """
+    variants = ranked(variants_of(runs), sort)
+    metrics = metrics_of(runs, sort)
     written = [folder / "sweep.csv", folder / "sweep.md"]
     with open(written[0], "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([cell(text) for text in row] for row in rows_of(variants, metrics, folder))
@@ -52,11 +56,11 @@ def markdown(text: str) -> str:
 
 
 def rows_of(variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -> list[list[str]]:
-    """Header, then a row per run: its variant, seed, folder, status, last step, median speed, last scores."""
-    rows = [["variant", "seed", "run", "status", "step", "images_per_second", *metrics]]
+    """Header, then a row per run: its variant, seed, folder, status, last step, median speed, cost, last scores."""
+    rows = [["variant", "seed", "run", "status", "step", "images_per_second", *_COSTS, *metrics]]
     for variant in variants:
         for run in variant.runs:
-            speed = run.series.get("train/images_per_second")
+            speed = run.series.get("throughput/images_per_second")
             last = [f"{float(run.metrics[name].values[-1])!r}" if name in run.metrics else "" for name in metrics]
             rows.append(
                 [
@@ -66,6 +70,7 @@ def rows_of(variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -
                     str(run.record.get("status", "unknown")),
                     str(run.record.get("step", run.last_step)),
                     "" if speed is None else f"{np.median(speed.values):.4g}",
+                    *("" if (cost := run.total(kind)) is None else f"{cost:.6g}" for kind in _COSTS),
                     *last,
                 ]
             )
@@ -80,45 +85,55 @@ def seed_of(run: RunFolder) -> str:
 
 def table_of(variants: Sequence[Variant], metrics: Sequence[str]) -> str:
     """Markdown: mean and standard deviation over the seeds of the scores at the last step."""
+    hours = hours_word([run for variant in variants for run in variant.runs])
     lines = [
-        "| variant | runs | step | " + " | ".join(map(markdown, metrics)) + " |",
-        "|---|---|---|" + "---|" * len(metrics),
+        f"| | variant | runs | step | {' | '.join(map(markdown, metrics))} | {hours} | FLOPs |",
+        "|---|---|---|---|" + "---|" * (len(metrics) + 2),
     ]
-    for variant in variants:
+    for place, variant in enumerate(variants, 1):
         found = [summary(variant, name) for name in metrics]
         steps = sorted({step for s in found if s is not None for step in s.steps})
         cells = ["-" if s is None else f"{s.mean:.4g}" + ("" if s.std is None else f" ± {s.std:.2g}") for s in found]
         shown = " to ".join(f"{step}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
         lines.append(
-            f"| {markdown(variant.label)} | {len(variant.runs)} | {shown or '-'} | " + " | ".join(cells) + " |"
+            f"| {place} | {markdown(variant.label)} | {len(variant.runs)} | {shown or '-'} | "
+            + " | ".join([*cells, *(quantity(cost_of(variant, kind)) for kind in COSTS)])
+            + " |"
         )
     return "\n".join(lines) + "\n"
 
 
 def picture_of(variants: Sequence[Variant], metrics: Sequence[str]) -> Figure:
-    """For each score a row: against the step, and at the last step against what the variants differ in."""
-    figure = Figure(figsize=(11, 3.4 * len(metrics)), layout="constrained")
-    axes = figure.subplots(len(metrics), 2, squeeze=False, width_ratios=[3, 2])
-    for name, (left, right) in zip(metrics, axes, strict=True):
-        _curves(left, variants, name)
-        _ends(right, variants, name)
+    """For each score a row: against the step, against hours and FLOPs where they were logged, and at the last step
+    against what the variants differ in.
+    """
+    words = {"device_hours": hours_word([run for v in variants for run in v.runs]), "flops": "FLOPs"}
+    known = [kind for kind in COSTS if any(band(v, name, kind) for v in variants for name in metrics)]
+    columns = {"step": "step"} | {kind: words[kind] for kind in known}
+    figure = Figure(figsize=(6 + 4 * len(columns), 3.4 * len(metrics)), layout="constrained")
+    axes = figure.subplots(len(metrics), len(columns) + 1, squeeze=False)
+    for name, row in zip(metrics, axes, strict=True):
+        for place, (against, word) in zip(row[:-1], columns.items(), strict=True):
+            _curves(place, variants, name, against)
+            place.set_xlabel(word)
+        better = "higher" if higher_is_better(name) else "lower"
+        row[0].set_ylabel(f"{name} ({better} is better)")
+        _ends(row[-1], variants, name)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
 
 
-def _curves(axes: Axes, variants: Sequence[Variant], name: str) -> None:
+def _curves(axes: Axes, variants: Sequence[Variant], name: str, against: str) -> None:
     for index, variant in enumerate(variants):
-        found, colour = band(variant, name), COLOURS[index % len(COLOURS)]
+        found, colour = band(variant, name, against), COLOURS[index % len(COLOURS)]
         if found is None:
             continue
         axes.plot(found.steps, found.mean, color=colour, linewidth=1.6, marker="o", markersize=3.5, label=variant.label)
         if found.std is not None:
             low, high = found.mean - found.std, found.mean + found.std
             axes.fill_between(found.steps, low, high, color=colour, alpha=0.12, linewidth=0)
-    better = "higher" if higher_is_better(name) else "lower"
-    axes.set(xlabel="step", ylabel=f"{name} ({better} is better)")
 
 
 def _ends(axes: Axes, variants: Sequence[Variant], name: str) -> None:

@@ -1,25 +1,21 @@
-"""What the two pages of a report show, as plain values for their templates."""
+"""What the report of a run shows, as plain values for its template."""
 
 from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
 from datamodules.pictures import open_picture
-from tasks.report_alignment import alignment_figures
 from tasks.report_data import Grid, RunFolder, attributions, higher_is_better
-from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, bands, curve, metric_curve
+from tasks.report_plots import COLOURS, HALF, THIRD, WIDE, curve, metric_curve
 from tasks.report_probe import probe_of
-from tasks.report_scores import evaluation_of, own_protocol_notes, protocol_notes
-from tasks.report_sweep import Variant, band, summary, variants_of
+from tasks.report_scores import evaluation_of, own_protocol_notes
 
 _MOST_GRIDS = 8
 
@@ -28,8 +24,8 @@ def run_page(run: RunFolder) -> dict[str, Any]:
     """Values of ``templates/run.html``."""
     heroes, strips = _pictures(run.grids)
     losses = sorted((n for n in run.series if _is_loss(n)), key=lambda n: (n != "train/loss", "align" in n, n))
-    machine = [n for n in ("train/lr", "train/grad_norm", "train/images_per_second") if n in run.series]
-    trained = [name for name in run.metrics if f"metric/{name}" in run.series]  # others are in the evaluation
+    machine = [n for n in ("train/lr", "train/grad_norm", "throughput/images_per_second") if n in run.series]
+    trained = [name for name in run.metrics if f"eval/{name}" in run.series]  # others are in the evaluation
     scores = [_score_row(run, name) for name in trained]
     probe = probe_of(run)  # before what is missing is shown
     return {
@@ -61,39 +57,12 @@ def run_page(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def sweep_page(runs: Sequence[RunFolder], folder: Path) -> dict[str, Any]:
-    """Values of ``templates/sweep.html``."""
-    variants = variants_of(runs)
-    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    finished = sum(str(run.record.get("status")) == "finished" for run in runs)
-    grids = [(v, g) for v in variants for g in _last_ema(v.runs[0].grids)]
-    return {
-        "kind": "sweep report",
-        "title": folder.name,
-        "count": len(runs),
-        "seeds": max(len(v.runs) for v in variants),
-        "cards": [
-            {"what": "runs", "value": len(runs), "note": f"{finished} finished"},
-            {"what": "variants", "value": len(variants), "note": "differ by more than the seed"},
-            *(_best_card(variants, name) for name in metrics[:3]),
-        ],
-        "missing": _sweep_notes(variants, metrics),
-        "incomparable": protocol_notes(runs),
-        "metrics": metrics,
-        "variants": [_variant_row(v, variants, metrics, folder) for v in variants],
-        "plots": [_band_figure(variants, name) for name in metrics if any(band(v, name) for v in variants)],
-        "alignment": alignment_figures(variants, metrics),
-        "grids": [{"source": _png(g.path), "caption": f"{v.label} (step {g.step:,})"} for v, g in grids],
-        "attributions": sorted({text for run in runs for text in attributions(run)}),
-    }
-
-
 def _figure(name: str, caption: str, draw: Callable[[bool], str]) -> dict[str, str]:
     return {"name": name, "caption": caption, "linear": draw(False), "log": draw(True)}
 
 
 def _is_loss(name: str) -> bool:
-    others = ("train/lr", "train/grad_norm", "train/images_per_second")
+    others = ("train/lr", "train/grad_norm", "throughput/images_per_second")
     return name.startswith("train/") and name not in others
 
 
@@ -109,18 +78,13 @@ def _machine_figure(run: RunFolder, name: str) -> dict[str, str]:
     return _figure(name, caption, lambda log: curve(run.series[name], log, COLOURS[7], smooth, THIRD))
 
 
-def _band_figure(variants: Sequence[Variant], name: str) -> dict[str, str]:
-    curves = {v.label: found for v in variants if (found := band(v, name)) is not None}
-    return _figure(name, "score", lambda log: bands(curves, log))
-
-
 def _pictures(grids: Sequence[Grid]) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
     """The first and the last averaged grid large, then the way between them for both kinds of weights."""
     words = {"ema": "averaged weights", "raw": "live weights"}
     by_kind = {kind: [g for g in grids if g.kind == kind] for kind in ("ema", "raw")}
     shown = by_kind["ema"] or by_kind["raw"]
     ends = [shown[0], shown[-1]] if len(shown) > 1 else shown
-    heroes = [{"source": _png(g.path), "caption": f"step {g.step:,}, {words[g.kind]}"} for g in ends]
+    heroes = [{"source": png(g.path), "caption": f"step {g.step:,}, {words[g.kind]}"} for g in ends]
     strips = [
         {
             "title": f"Over time, {words[kind]}",
@@ -138,11 +102,7 @@ def _spread_out(grids: Sequence[Grid]) -> list[Grid]:
     return [grids[i] for i in np.linspace(0, len(grids) - 1, _MOST_GRIDS).round().astype(int)]
 
 
-def _last_ema(grids: Sequence[Grid]) -> list[Grid]:
-    return [g for g in grids if g.kind == "ema"][-1:]
-
-
-def _png(path: Path) -> str:
+def png(path: Path) -> str:
     """The file as it is, when it is a picture: a report carries no other file away."""
     with open_picture(path) as grid:
         grid.verify()
@@ -206,8 +166,8 @@ def _cards(run: RunFolder) -> list[dict[str, Any]]:
     total = run.config.get("steps")
     note = f"of {total:,}" if isinstance(total, int) else ""
     cards.append({"what": "steps", "value": f"{int(run.record.get('step', run.last_step)):,}", "note": note})
-    if "train/images_per_second" in run.series:
-        speed = float(np.median(run.series["train/images_per_second"].values))
+    if "throughput/images_per_second" in run.series:
+        speed = float(np.median(run.series["throughput/images_per_second"].values))
         cards.append({"what": "images per second", "value": f"{speed:.4g}", "note": "median of training"})
     if "seconds" in run.record:
         cards.append({"what": "time", "value": _duration(run.record["seconds"]), "note": "start to end"})
@@ -233,45 +193,3 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     if isinstance(reference, dict):
         flat["reference"] = ", ".join(f"{name}: {value}" for name, value in reference.items())
     return [(name, str(value)) for name, value in {**flat, "folder": run.path}.items()]
-
-
-def _best_of(variants: Sequence[Variant], name: str) -> float | None:
-    means = [found.mean for v in variants if (found := summary(v, name)) is not None]
-    return None if not means else max(means) if higher_is_better(name) else min(means)
-
-
-def _best_card(variants: Sequence[Variant], name: str) -> dict[str, str]:
-    best = _best_of(variants, name)
-    owner = next(v.label for v in variants if (s := summary(v, name)) is not None and s.mean == best)
-    return {"what": f"best {name}", "value": f"{best:.4g}", "note": owner}
-
-
-def _variant_row(v: Variant, variants: Sequence[Variant], metrics: Sequence[str], folder: Path) -> dict[str, Any]:
-    found = {name: summary(v, name) for name in metrics}
-    steps = sorted({step for s in found.values() if s is not None for step in s.steps})
-    cells = [
-        {
-            "mean": f"{s.mean:.4g}" if s is not None else "-",
-            "std": f"{s.std:.2g}" if s is not None and s.std is not None else "",
-            "best": s is not None and len(variants) > 1 and s.mean == _best_of(variants, name),
-        }
-        for name, s in found.items()
-    ]
-    links = []
-    for run in v.runs:
-        target = run.path / "report.html" if (run.path / "report.html").is_file() else run.path
-        # Quoted, and with './' in front: the name of a folder is no scheme ("javascript:").
-        links.append({"href": "./" + quote(os.path.relpath(target, folder)), "text": run.path.name})
-    shown = " to ".join(f"{step:,}" for step in (steps if len(steps) < 2 else (steps[0], steps[-1])))
-    return {"words": v.label.split(" "), "seeds": len(v.runs), "step": shown or "-", "cells": cells, "links": links}
-
-
-def _sweep_notes(variants: Sequence[Variant], metrics: Sequence[str]) -> list[str]:
-    notes = [f"{run.path.name}: {line}" for v in variants for run in v.runs for line in run.missing]
-    for name in metrics:
-        last = {step for v in variants if (s := summary(v, name)) is not None for step in s.steps}
-        if len(last) > 1:
-            notes.append(
-                f"{name}: the runs end at different steps ({min(last):,} to {max(last):,}); compare the curves"
-            )
-    return notes

@@ -91,8 +91,8 @@ def metric_curve(run: RunFolder, metric: str, log_x: bool) -> str:
     return _figure(draw, log_x, THIRD)
 
 
-def bands(curves: Mapping[str, Band], log_x: bool) -> str:
-    """A score against the step for several variants, with the deviation between seeds."""
+def bands(curves: Mapping[str, Band], log_x: bool, against: str = "step") -> str:
+    """A score against the step, or against a cost, for several variants, with the deviation between seeds."""
 
     def draw(axes: Axes) -> None:
         for colour, (label, band) in zip(_cycle(len(curves)), curves.items(), strict=True):
@@ -100,9 +100,10 @@ def bands(curves: Mapping[str, Band], log_x: bool) -> str:
             if band.std is not None:
                 low, high = band.mean - band.std, band.mean + band.std
                 axes.fill_between(band.steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.legend(loc="best")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if max(map(len, curves)) < 30 else 1)
 
-    return _figure(draw, log_x, (WIDE[0], 3.4))
+    # Room below for the words of the variants.
+    return _figure(draw, log_x, (HALF[0], 3.0 + 0.2 * len(curves)), against)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -132,14 +133,14 @@ def _cycle(count: int) -> Sequence[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
-def _figure(draw: Callable[[Axes], None], log_x: bool, size: tuple[float, float]) -> str:
+def _figure(draw: Callable[[Axes], None], log_x: bool, size: Size, against: str = "step") -> str:
     def against_the_step(axes: Axes) -> None:
         draw(axes)
         if log_x:
             # symlog keeps step 0, where the scores before training are.
             axes.set_xscale("symlog", linthresh=10)
             axes.set_xlim(left=0)
-        axes.set_xlabel("step")
+        axes.set_xlabel(against)
 
     return drawn(against_the_step, size)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.report_data import RunFolder, Series, is_run, read_run
+from tasks.report_data import RunFolder, Series, higher_is_better, is_run, read_run
 
 # Overrides that name a run and do not change what is trained.
 _NAMES = ("seed", "run_name", "name", "run_dir", "resume", "launcher")
@@ -34,7 +34,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Band:
-    """A score over the seeds of a variant at the steps that all of them have."""
+    """A score over the seeds of a variant at the steps that all of them have, or at what these steps have cost."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -62,6 +62,11 @@ def variants_of(runs: Sequence[RunFolder]) -> list[Variant]:
     return [Variant(label, members) for label, members in grouped.items()]
 
 
+def variant_of(overrides: Sequence[str], none: str = "as composed") -> str:
+    """A run's own words, without its seed and its names; ``none`` where there are none."""
+    return " ".join(f"{key}={value}" for key, value in _as_mapping(overrides).items()) or none
+
+
 def _as_mapping(overrides: Sequence[str]) -> dict[str, str]:
     pairs = (word.partition("=") for word in overrides)
     return {key.lstrip("+~"): value for key, _, value in pairs if key.lstrip("+~") not in _NAMES}
@@ -77,13 +82,47 @@ def summary(variant: Variant, metric: str) -> Summary | None:
     return Summary(float(last.mean()), float(last.std(ddof=1)) if len(last) > 1 else None, len(last), steps)
 
 
-def band(variant: Variant, metric: str) -> Band | None:
-    """Mean and deviation over the seeds at their common steps; None when there is no such step."""
-    series: list[Series] = [run.metrics[metric] for run in variant.runs if metric in run.metrics]
-    if not series:
+def band(variant: Variant, metric: str, against: str = "step") -> Band | None:
+    """Mean and deviation over the seeds at their common steps; None when there is no such step.
+
+    Args:
+        variant: the runs.
+        metric: name of the score.
+        against: ``step``, or a cost (:meth:`RunFolder.cost`) whose mean over the seeds takes the step's place.
+    """
+    runs = [run for run in variant.runs if metric in run.metrics]
+    of_steps = [set(run.metrics[metric].steps.tolist()) for run in runs]
+    if against != "step":
+        of_steps += [set(run.cost(against).steps.tolist()) for run in runs]
+    steps = np.array(sorted(set.intersection(*of_steps))) if runs else np.array([])
+    if not len(steps):
         return None
-    steps = sorted(set.intersection(*(set(s.steps.tolist()) for s in series)))
-    if not steps:
-        return None
-    rows = np.array([[s.values[np.searchsorted(s.steps, step)] for step in steps] for s in series])
-    return Band(np.array(steps), rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else None)
+    rows = np.array([_at(run.metrics[metric], steps) for run in runs])
+    places = steps if against == "step" else np.mean([_at(run.cost(against), steps) for run in runs], axis=0)
+    return Band(places, rows.mean(0), rows.std(0, ddof=1) if len(rows) > 1 else None)
+
+
+def _at(series: Series, steps: np.ndarray) -> np.ndarray:
+    return series.values[np.searchsorted(series.steps, steps)]
+
+
+def ranked(variants: Sequence[Variant], metric: str | None) -> list[Variant]:
+    """The best mean first; variants without the score last."""
+
+    def place(variant: Variant) -> float:
+        found = None if metric is None else summary(variant, metric)
+        return np.inf if found is None else -found.mean if higher_is_better(str(metric)) else found.mean
+
+    return sorted(variants, key=place)
+
+
+def cost_of(variant: Variant, kind: str) -> float | None:
+    """Mean over the seeds of what a training has cost; None unless all of them have logged it."""
+    totals = [run.total(kind) for run in variant.runs]
+    return None if None in totals else float(np.mean([total for total in totals if total is not None]))
+
+
+def hours_word(runs: Sequence[RunFolder]) -> str:
+    """``CPU-hours``, ``GPU-hours``, or ``device-hours`` where both took part."""
+    kinds = {"CPU" if str(run.record.get("hardware", "")).startswith("CPU") else "GPU" for run in runs}
+    return f"{kinds.pop()}-hours" if len(kinds) == 1 else "device-hours"

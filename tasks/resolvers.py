@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,9 +15,23 @@ from repalign.errors import UserError
 VARIABLES = ("REPALIGN_", "SLURM_")
 
 
-def digest(text: str) -> str:
-    """Sixteen hexadecimal digits that stand for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def digest(text: str | None) -> str:
+    """Sixteen hexadecimal digits that stand for a text; of nothing where a composition is told without its places."""
+    return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+
+
+def place(folder: str | None, root: str) -> str:
+    """A run folder below the folder of all runs: ``demo/sweep/3``; elsewhere its last two names; '' of none."""
+    if folder is None:
+        return ""
+    inside, runs = Path(folder).absolute(), Path(root).absolute()
+    parts = inside.relative_to(runs).parts if inside.is_relative_to(runs) else inside.parts[-2:]
+    return "/".join(parts)
+
+
+def group(folder: str | None, root: str) -> str:
+    """What a run's neighbours share: ``demo/sweep`` of the jobs of a sweep, ``demo`` of single runs."""
+    return place(folder, root).rpartition("/")[0] or place(folder, root)
 
 
 def variable(key: str, *default: Any) -> str | None:
@@ -36,4 +51,6 @@ def variable(key: str, *default: Any) -> str | None:
 def register() -> None:
     """Put them in place of OmegaConf's own."""
     OmegaConf.register_new_resolver("digest", digest, replace=True)
+    OmegaConf.register_new_resolver("place", place, replace=True)
+    OmegaConf.register_new_resolver("group", group, replace=True)
     OmegaConf.register_new_resolver("oc.env", variable, replace=True)

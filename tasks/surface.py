@@ -18,12 +18,12 @@ TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
     "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
-    "reference activations prompt_set".split()
+    "reference attention activations prompt_set".split()
 )
 # Top-level keys that are one object each.
 PARTS = (
     "data autoencoder backbone token_io tuning clock path parametrization time_sampler objective conditioner optimizer "
-    "sampler guidance metric method trainer pca activations compile".split()
+    "sampler guidance metric method trainer pca attention activations compile".split()
 )
 # Top-level keys that are mappings, of objects by name or of plain options.
 MAPPINGS = (
@@ -42,7 +42,7 @@ MAPPINGS = (
 _EMPTY_TOO = ("callbacks", "logger", "encoders", "text_encoders", "streams", "aligners")
 _FILES = ("weights", "folder", "path", "annotations", "file", "vgg16", "lpips", "reference", "checkpoint", "input")
 _WORDS = ("hub", "random", "auto", "never", "standard")
-_DRAWS_NOTHING = ("report", "plan")  # tasks that read no part of the composition from a file
+_DRAWS_NOTHING = ("report", "plan", "ledger", "dashboard")  # tasks that read no part of the composition from a file
 
 
 def check_structure(cfg: DictConfig) -> None:

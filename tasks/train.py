@@ -23,9 +23,10 @@ from repalign.seals import require_whole
 from tasks import jobs
 from tasks.build import Assembly, assemble
 from tasks.instantiate import build
-from tasks.loggers import end, loggers_of
-from tasks.record import RunRecord, show_config
+from tasks.loggers import describe, end, loggers_of
+from tasks.record import RunStatus, show_config
 from tasks.roll_back import roll_back, roll_backs, seed_after
+from tasks.run_records import write_record_of
 from tasks.start import start_from
 
 # What a module that runs its phases by hand does itself, and Lightning refuses to be told as well.
@@ -68,7 +69,7 @@ def attempt(cfg: DictConfig) -> None:
     if checkpoint is None and cfg.init_from not in (None, "random"):
         kept = start_from(assembly.module, cfg.init_from)
         print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
-    record = RunRecord(run_dir, started, checkpoint, assembly.data.attribution)
+    record = RunStatus(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = loggers_of(cfg)
     plugins: list[Any] = [AtomicCheckpointIO()]
@@ -89,11 +90,14 @@ def attempt(cfg: DictConfig) -> None:
             logger.rewind(-1 if checkpoint is None else done)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
+    describe(loggers, cfg)
     torch.set_float32_matmul_precision("high")  # TF32 where the recipe's precision is float32 on a GPU (DiT, SiT, REPA)
     try:
         trainer.fit(assembly.module, datamodule=assembly.data, ckpt_path=checkpoint, weights_only=True)
     finally:
         end(loggers)
+    if trainer.is_global_zero and record.content["status"] == "finished":
+        write_record_of(run_dir)
 
 
 def by_hand(module: pl.LightningModule, cfg: DictConfig) -> dict[str, Any]:

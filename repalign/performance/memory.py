@@ -35,9 +35,12 @@ class PeakMemory:
 
     def read(self) -> int:
         """The peak so far."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
-        return _resident("VmHWM")
+        return peak_bytes(self._device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak since the process began, or since a :class:`PeakMemory` was made."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
 
 
 def _resident(name: str) -> int:

@@ -110,7 +110,7 @@ def test_a_torn_record_is_one_line(tmp_path):
 def test_the_score_is_the_last_value_of_its_name(tmp_path):
     cfg = job(tmp_path)
     assert jobs.score_of(cfg) is None
-    cfg.score = "metric/fd_lite0"
+    cfg.score = "eval/fd_lite0"
     with pytest.raises(UserError, match="score: .* it has: none"):
         jobs.score_of(cfg)
     with open(tmp_path / "job" / "metrics.csv", "w", newline="") as file:

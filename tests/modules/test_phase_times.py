@@ -10,8 +10,8 @@ def test_every_phase_is_timed_and_the_parts_make_the_round(tmp_path, capsys):
     run = train(tmp_path, "experiment=repa_e_sit_s", "callbacks=phases", "callbacks.phase_times.every=2", "steps=5")
     names = ("shared", "autoencoder", "discriminator", "denoiser", "average")
     for name in names:
-        assert len(column(run, f"time/{name}")) == 3  # rounds 2, 3-4, 5
-        assert min(column(run, f"time/{name}")) > 0
+        assert len(column(run, f"throughput/phase_seconds/{name}")) == 3  # rounds 2, 3-4, 5
+        assert min(column(run, f"throughput/phase_seconds/{name}")) > 0
     line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("seconds per round over 4"))
     numbers = [float(word.split()[-1]) for word in line.split(": ")[1].replace("=", ",").split(",")]
     assert len(numbers) == 1 + len(names) and sum(numbers[1:]) == pytest.approx(numbers[0], rel=0.02)

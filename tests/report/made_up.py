@@ -47,6 +47,10 @@ def make_run(folder: Path, seed: int = 0, steps: int = 200, gain: float = 1.0, w
     return folder
 
 
+def cost_at(step: int) -> dict[str, float]:
+    return {"seconds": 1.5 * step, "device_hours": 2.5 * step / 3600, "flops": 3e9 * step}
+
+
 def write_metrics(path: Path, rng: np.random.Generator, steps: int, gain: float) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -60,7 +64,8 @@ def write_metrics(path: Path, rng: np.random.Generator, steps: int, gain: float)
                 "train/align/repa": alignment,
                 "train/grad_norm": 0.4 + 3 * np.exp(-step / 40) + 0.1 * rng.random(),
                 "train/lr": 1e-3 * min(1, step / 100),
-                "train/images_per_second": 150 + 20 * rng.random(),
+                "throughput/images_per_second": 150 + 20 * rng.random(),
+                **{f"throughput/{name}": value for name, value in cost_at(step).items()},
             }
             writer.writerows([step, name, repr(float(value))] for name, value in row.items())
         for step in np.linspace(0, steps, 5).astype(int).tolist():
@@ -70,8 +75,9 @@ def write_metrics(path: Path, rng: np.random.Generator, steps: int, gain: float)
                 "kid_lite0": distance / 900,
                 "kid_lite0_std": 0.01,
                 "is_lite0": 900 / distance,
+                **{f"cost/{name}": value for name, value in cost_at(step).items()},
             }
-            writer.writerows([step, f"metric/{name}", repr(float(value))] for name, value in scores.items())
+            writer.writerows([step, f"eval/{name}", repr(float(value))] for name, value in scores.items())
 
 
 def write_grids(

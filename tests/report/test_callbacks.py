@@ -67,8 +67,8 @@ def test_accumulation_draws_once_a_step(tmp_path, monkeypatch):
 def test_scores_are_logged_and_said(tmp_path, capsys):
     _, data = fit(tmp_path, [evaluate(tmp_path)], loggers=[TidyCSVLogger(str(tmp_path))])
     series = read_series((tmp_path / "metrics.csv").read_text())
-    assert series["metric/fd_small"].steps.tolist() == [0, 2, 4, 5] and (series["metric/fd_small"].values > 0).all()
-    assert {"metric/kid_small", "metric/kid_small_std"} <= series.keys()
+    assert series["eval/fd_small"].steps.tolist() == [0, 2, 4, 5] and (series["eval/fd_small"].values > 0).all()
+    assert {"eval/kid_small", "eval/kid_small_std"} <= series.keys()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert len(lines) == 4 and "fd_small" in lines[0] and "12 pictures" in lines[0] and "_std" not in lines[0]
     assert data.read == 1
@@ -79,7 +79,7 @@ def test_batch_size_does_not_change_scores(tmp_path):
     for batch in (1, 5, 50):
         folder = tmp_path / str(batch)
         fit(folder, [evaluate(tmp_path, every=100, batch_size=batch)], 1, loggers=[TidyCSVLogger(str(folder))])
-        values.append(read_series((folder / "metrics.csv").read_text())["metric/fd_small"].values[0])
+        values.append(read_series((folder / "metrics.csv").read_text())["eval/fd_small"].values[0])
     assert values == pytest.approx([values[0]] * 3, rel=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_pictures_reach_tensorboard(tmp_path):
     seen = []
     logger.experiment.add_image = lambda tag, image, step: seen.append((tag, tuple(image.shape), step))
     fit(tmp_path, [SampleGrid(every=100, classes=["food"], columns=2)], 1, loggers=[logger])
-    assert seen == [(f"samples/{kind}", (3, 12, 22), step) for step in (0, 1) for kind in ("raw", "ema")]
+    assert seen == [(f"grids/{kind}", (3, 12, 22), step) for step in (0, 1) for kind in ("raw", "ema")]
 
 
 def test_unknown_class_is_one_line(tmp_path):

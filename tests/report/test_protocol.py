@@ -167,12 +167,12 @@ def test_a_sweep_compares_the_numbers_that_it_shows(tmp_path):
         values = metrics.compute()
         append_scores(run / "metrics.jsonl", score_lines(metrics, values, DRAWING, 200))
         with open(run / "metrics.csv", "a") as file:
-            file.write(f"300,metric/fd,{values['fd']!r}\n")
+            file.write(f"300,eval/fd,{values['fd']!r}\n")
     other = scored(25)
     append_scores(tmp_path / "a" / "metrics.jsonl", score_lines(other, other.compute(), DRAWING, 300)[:1])
     assert "Not to be compared" not in write_report(tmp_path).read_text()
     with open(tmp_path / "a" / "metrics.csv", "a") as file:
-        file.write(f"400,metric/fd,{other.compute()['fd']!r}\n")
+        file.write(f"400,eval/fd,{other.compute()['fd']!r}\n")
     assert "fd: numbers of 2 protocols" in write_report(tmp_path).read_text()
 
 
@@ -180,7 +180,8 @@ def test_scores_of_an_evaluation_stand_in_the_table_of_a_sweep(tmp_path):
     for place, name in enumerate("ab"):
         run = make_run(tmp_path / name, words=(f"aligner={name}",))
         with open(run / "metrics.csv", "a") as file:
-            file.write(f"200,evaluation/fid,{12.5 + place}\n200,evaluation/fid_ci95,0.5\n200,evaluation/fd_lite0,1.0\n")
+            values = {"fid": 12.5 + place, "fid_ci95": 0.5, "fd_lite0": 1.0}
+            file.writelines(f"200,eval/checkpoint/{name},{value}\n" for name, value in values.items())
     page = write_report(tmp_path).read_text()
     assert '<th class="number">fid</th>' in page and "12.5" in page and "fid_ci95" not in page
     table = (tmp_path / "sweep.md").read_text()

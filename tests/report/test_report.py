@@ -11,7 +11,7 @@ from tasks.report import run, write_report
 from tasks.report_data import attributions, higher_is_better, read_run, read_series
 from tasks.report_files import numbers_of
 from tasks.report_plots import smoothed
-from tasks.report_sweep import band, runs_below, summary, variants_of
+from tasks.report_sweep import band, cost_of, runs_below, summary, variants_of
 from tests.report.made_up import ATTRIBUTION, make_manifest, make_run
 
 
@@ -36,8 +36,8 @@ def test_run_report_is_whole_and_needs_no_network(tmp_path):
 def test_score_table_says_before_and_after(tmp_path):
     folder = make_run(tmp_path / "run", metrics=False)
     (folder / "metrics.csv").write_text(
-        "step,name,value\n0,metric/fd_lite0,200\n50,metric/fd_lite0,40\n100,metric/fd_lite0,50\n"
-        "0,metric/is_lite0,2\n100,metric/is_lite0,1.5\n"
+        "step,name,value\n0,eval/fd_lite0,200\n50,eval/fd_lite0,40\n100,eval/fd_lite0,50\n"
+        "0,eval/is_lite0,2\n100,eval/is_lite0,1.5\n"
     )
     page = page_of(folder)
     row = re.search(r"<tr><td><code>fd_lite0</code>.*?</tr>", page)[0]
@@ -109,6 +109,47 @@ def test_sweep_report(tmp_path):
     assert page.count("data:image/png") == 2
 
 
+def order_of(page):
+    return re.findall(r'<td class="rank">\d+</td><td class="words"><code class="chip">aligner=(\w+)', page)
+
+
+def test_leaderboard_is_sorted_and_drawn_against_cost(tmp_path):
+    folder = sweep(tmp_path / "sweep")
+    make_run(folder / "unscored", 0, words=("aligner=late",), metrics=False)
+    assert order_of(page_of(folder)) == ["repa", "none", "late"]  # by the first score, which is low when it is good
+    page = write_report(folder, sort="is_lite0").read_text(encoding="utf-8")
+    assert order_of(page) == ["repa", "none", "late"] and "By <code>is_lite0</code>, highest first" in page
+    (folder / "repa-0" / "metrics.csv").write_text("step,name,value\n200,eval/fd_lite0,1000\n200,eval/is_lite0,100\n")
+    by_distance, by_score = (write_report(folder, sort=name).read_text() for name in ("fd_lite0", "is_lite0"))
+    assert order_of(by_distance) == ["none", "repa", "late"] and order_of(by_score) == ["repa", "none", "late"]
+    for kind in ("linear", "log", "hours", "flops"):
+        assert page.count(f'<img class="{kind}"') == 3, kind
+    with pytest.raises(UserError, match="task.sort: unknown score 'fd_lit'. Did you mean 'fd_lite0'"):
+        write_report(folder, sort="fd_lit")
+
+
+def test_cost_of_a_variant(tmp_path):
+    none, repa = variants_of(runs_below(sweep(tmp_path)))
+    found = band(repa, "fd_lite0", "flops")
+    assert found.steps == pytest.approx(3e9 * np.array([0, 50, 100, 150, 200]))
+    assert found.mean.tolist() == band(repa, "fd_lite0").mean.tolist()
+    assert cost_of(none, "device_hours") == pytest.approx(2.5 * 200 / 3600)
+    file = none.runs[0].path / "metrics.csv"  # of an older version: no cost
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if "cost/" not in line and "flops" not in line))
+    (variant, _) = variants_of(runs_below(tmp_path))
+    assert cost_of(variant, "flops") is None and band(variant, "fd_lite0", "flops") is None
+    assert band(variant, "fd_lite0").steps.tolist() == [0, 50, 100, 150, 200]
+
+
+def test_names_of_older_versions_are_read():
+    rows = "0,metric/fid,9\n5,evaluation/fid,8\n5,time/shared,0.1\n5,train/images_per_second,3\n5,train/loss,1\n"
+    assert set(read_series(f"step,name,value\n{rows}")) == {
+        *("eval/fid", "eval/checkpoint/fid", "throughput/phase_seconds/shared", "throughput/images_per_second"),
+        "train/loss",
+    }
+
+
 def test_sweep_files(tmp_path):
     """A row per run, a line per variant, a picture that is not blank."""
     folder = sweep(tmp_path / "sweep")
@@ -116,11 +157,14 @@ def test_sweep_files(tmp_path):
     with open(folder / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["seed"]) for row in rows] == [
-        (f"aligner={aligner}", str(seed)) for aligner in ("none", "repa") for seed in range(3)
+        (f"aligner={aligner}", str(seed)) for aligner in ("repa", "none") for seed in range(3)
     ]
-    values = [float(row["fd_lite0"]) for row in rows[:3]]
+    assert {(row["seconds"], row["device_hours"], row["flops"]) for row in rows} == {("300", "0.138889", "6e+11")}
+    values = [float(row["fd_lite0"]) for row in rows[3:]]
     mean, std = np.mean(values), np.std(values, ddof=1)
-    assert f"| aligner=none | 3 | 200 | {mean:.4g} ± {std:.2g} |" in (folder / "sweep.md").read_text(encoding="utf-8")
+    table = (folder / "sweep.md").read_text(encoding="utf-8")
+    assert f"| 2 | aligner=none | 3 | 200 | {mean:.4g} ± {std:.2g} |" in table
+    assert table.splitlines()[0].endswith("| CPU-hours | FLOPs |") and table.count("| 0.139 | 6.00e11 |") == 2
     with Image.open(folder / "sweep.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
 

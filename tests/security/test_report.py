@@ -65,7 +65,7 @@ def run(folder, words):
     rows = [
         (step, name, 1.5 - step)
         for step in (0, 1)
-        for name in ("metric/fd", f"metric/{attack}", f"train/{attack}", "train/loss")
+        for name in ("eval/fd", f"eval/{attack}", f"train/{attack}", "train/loss")
     ]
     with open(folder / "metrics.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "name", "value"), *rows])

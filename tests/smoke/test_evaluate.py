@@ -33,7 +33,7 @@ def test_the_same_number_in_training_and_after_it(tmp_path, capsys):
         assert line["value"] == pytest.approx(last[name]["value"], rel=1e-4)
     with open(run_dir / "metrics.csv", newline="") as file:
         logged = {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["step"] == "2"}
-    assert logged["evaluation/fd_lite0"] == after["fd_lite0"]["value"]
-    assert after["fd_lite0"]["ci95"] == logged["evaluation/fd_lite0_ci95"] > 0 and last["fd_lite0"]["ci95"] is None
+    assert logged["eval/checkpoint/fd_lite0"] == after["fd_lite0"]["value"]
+    assert after["fd_lite0"]["ci95"] == logged["eval/checkpoint/fd_lite0_ci95"] > 0 and last["fd_lite0"]["ci95"] is None
     assert after["is_lite0"]["ci95"] is None
     assert "is_lite0: no interval, half of 12 pictures are too few for this score" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Every recipe takes two steps with debug=tiny and leaves a complete run folder."""
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from callbacks.checkpoint import checkpoints_in
 from tasks.check import check_composition
 from tasks.launch import compose
+from tasks.run_records import parse
 from tasks.train import run
+from tests.docs.names import undescribed
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
@@ -27,6 +30,11 @@ def column(run_dir: Path, name: str) -> list[float]:
         return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == name]
 
 
+def names_in(run_dir: Path) -> set[str]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return {row["name"] for row in csv.DictReader(file)}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_steps(recipe, tmp_path):
     run_dir = train(tmp_path, f"experiment={recipe}")
@@ -36,6 +44,9 @@ def test_two_steps(recipe, tmp_path):
     assert checkpoints_in(run_dir)[-1].name == "step_00000002.ckpt"
     for name in ("config.yaml", "run.json"):
         assert (run_dir / name).is_file()
+    assert not undescribed(names_in(run_dir))
+    record = parse(json.loads((run_dir / "record.json").read_text()), recipe)
+    assert record.steps == 2 and record.flops > 0 and record.device_hours > 0 and record.epochs > 0
 
 
 def test_alignment_begins_near_zero_and_sit_has_none(tmp_path):

@@ -50,7 +50,7 @@ lint: setup  ## format, lint, types, import arrows
 	@.venv/bin/lint-imports --no-cache
 
 lock:  ## resolve the dependencies anew
-	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra dashboard --extra play --extra docs --extra dev --generate-hashes --universal --python-version 3.11 \
+	@uv pip compile pyproject.toml --extra train --extra lora --extra sweep --extra eval --extra models --extra data --extra demo --extra curate --extra dashboard --extra play --extra docs --extra dev --generate-hashes --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 .PHONY: help setup demo demo-repa-e test test-slow golden fingerprints docs audit lint lock

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,6 +27,10 @@ class StepTimes(pl.Callback):
     uncompiled in it, since its kernels do not say what they compute. Operations are those that are done: with
     activation checkpointing, forward passes that are repeated count again.
 
+    Args:
+        warmup, steps: how many.
+        now: another clock than that of the device, for instance processor seconds.
+
     Attributes:
         seconds: of each counted step by region, when the training has ended.
         flops: of one step by region.
@@ -33,9 +38,10 @@ class StepTimes(pl.Callback):
         memory: where that number is from.
     """
 
-    def __init__(self, warmup: int = 3, steps: int = 20) -> None:
+    def __init__(self, warmup: int = 3, steps: int = 20, now: Callable[[], float] | None = None) -> None:
         self.warmup = warmup
         self.steps = steps
+        self.now = now
         self.seconds: list[dict[str, float]] = []
         self.flops: dict[str, float] = {}
         self.peak_bytes = 0
@@ -44,6 +50,7 @@ class StepTimes(pl.Callback):
         self._counter: FlopCounterMode | None = None
         self._undo: list[Callable[[], Any]] = []
         self._seen = 0
+        self._aside = False
 
     @property
     def total(self) -> int:
@@ -53,7 +60,7 @@ class StepTimes(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put clocks around the parts of the step."""
         self._seen = 0
-        self._watch = Stopwatch(pl_module.device)
+        self._watch = Stopwatch(pl_module.device, self.now)
         self._wrap(pl_module, "training_step", "forward")
         if isinstance(getattr(pl_module, "ema", None), nn.Module):
             self._wrap(pl_module.ema, "update", "ema")
@@ -75,6 +82,17 @@ class StepTimes(pl.Callback):
                 optimizer.register_step_pre_hook(lambda *_: self._enter("optimizer")).remove,
                 optimizer.register_step_post_hook(lambda *_: self._leave()).remove,
             ]
+
+    @contextmanager
+    def beside(self, name: str) -> Iterator[None]:
+        """Inside, all time counts as ``name``, that of the encoders too: something that is no part of a step."""
+        self._enter(name)
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+            self._leave()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """The batch is here."""
@@ -150,11 +168,11 @@ class StepTimes(pl.Callback):
         self._undo.append(lambda: object.__delattr__(owner, method))
 
     def _enter(self, name: str) -> None:
-        if self._watch is not None:
+        if self._watch is not None and not self._aside:
             self._watch.enter(name)
 
     def _leave(self) -> None:
-        if self._watch is not None:
+        if self._watch is not None and not self._aside:
             self._watch.leave()
 
     def _base(self, name: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.cache import AS_USUAL, STALLED_AFTER, CachedOutputs, Making, as_float, whole_batch
+from datamodules.curated import kept_of
 from datamodules.dataset import SerialDataset, SerialLoader, split_moments
 from datamodules.outputs import Outputs, outputs_of, placed
 from datamodules.sampler import SerialBatchSampler
@@ -51,6 +52,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         feature_dtype: of stored features, 'float16' or 'float32'.
         keep_images: batches carry pictures even when everything is cached (for losses in pixel space).
         verify: check stores once per run by 'hash', or by 'size' alone.
+        keep: folder that ``task=curate`` wrote: the pictures that it removed are not there; None for all.
 
     Raises:
         UserError: for a value out of range.
@@ -72,6 +74,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         feature_dtype: StoredDtype = "float16",
         keep_images: bool = False,
         verify: Verify = "hash",
+        keep: str | Path | None = None,
     ) -> None:
         super().__init__()
         for key, value, least in (
@@ -100,6 +103,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.feature_dtype = feature_dtype
         self.keep_images = keep_images
         self.verify: Verify = verify
+        self.keep = keep
         self.start = 0
         self.stores: dict[str, ArrayStore] = {}
 
@@ -112,8 +116,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     @cached_property
     def source(self) -> PictureSource:
-        """The pictures."""
-        return self.make_source()
+        """The pictures, without those that a curation removed."""
+        return kept_of(self.make_source(), self.keep)
 
     @cached_property
     def dataset(self) -> SerialDataset:

@@ -14,7 +14,7 @@ from datamodules.channel_statistics import STATISTICS, statistics_of, write_stat
 from datamodules.encoded import EncodedPictures
 from datamodules.progress import first_rank
 from datamodules.store import ArrayStore
-from datamodules.texts import LazyTexts
+from datamodules.texts import SomeTexts
 
 
 def bucket_folder(source: EncodedPictures, buckets: Buckets) -> str:
@@ -38,7 +38,7 @@ class BucketPictures:
         self._source = source
         self.members = source.buckets.members(number)
         self.labels = source.labels[self.members]
-        self.captions = None if source.captions is None else _Some(source.captions, self.members)
+        self.captions = None if source.captions is None else SomeTexts(source.captions, self.members)
         self.class_names = source.class_names
         self.image_size = source.image_size
         self.attribution = source.attribution
@@ -57,20 +57,6 @@ class BucketPictures:
     def original_sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Height and width before resizing and cutting, int32 [B, 2]."""
         return self._source.original_sizes(self.members[indices].tolist())
-
-
-class _Some(LazyTexts):
-    """Some of many texts, read when they are asked for."""
-
-    def __init__(self, texts: Sequence[str], members: np.ndarray) -> None:
-        self._texts, self._members = texts, members
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def text(self, index: int) -> str:
-        """One of them."""
-        return self._texts[int(self._members[index])]
 
 
 class BucketStores:

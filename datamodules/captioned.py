@@ -192,6 +192,15 @@ def _listed(line: str, where: str) -> tuple[str, dict[str, Any]]:
         name = held["file_name"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: expected an object with 'file_name' ({error})") from error
+    return listed_file(name, where), held
+
+
+def listed_file(name: object, where: str) -> str:
+    """A file name of a list, which may not lead out of its folder.
+
+    Raises:
+        UserError: for anything else, naming ``where``.
+    """
     if not isinstance(name, str) or len(name) > 1024 or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{where}: file_name '{str(name)[:80]}', expected a file below the folder")
-    return name, held
+    return name

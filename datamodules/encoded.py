@@ -64,6 +64,11 @@ class EncodedPictures(ABC):
     def place(self, index: int) -> str:
         """Where a picture lies, for messages."""
 
+    def name(self, index: int) -> str:
+        """The place of a picture below the folder of the set: its name wherever that folder lies."""
+        root = getattr(self, "root", None)
+        return self.place(index).replace("" if root is None else f"{root}/", "", 1).replace("'", "")
+
     @abstractmethod
     def read(self, index: int) -> bytes:
         """The encoded picture.
@@ -109,13 +114,24 @@ class EncodedPictures(ABC):
         except DECODING as error:
             raise self._unreadable(index, error) from error
 
-    def _picture(self, index: int) -> np.ndarray:
+    def whole(self, index: int) -> np.ndarray:
+        """A picture as it is, neither cut nor resampled, uint8 [3, H, W].
+
+        Raises:
+            UnreadableImage: for a picture that cannot be read, whatever the policy.
+        """
+        return to_pixels(self._decoded(index)).numpy()
+
+    def _decoded(self, index: int) -> PIL.Image.Image:
         image = self._open(index)
         try:
             image.load()
-            picture = image if image.mode == "RGB" else to_picture(to_pixels(image))
+            return image if image.mode == "RGB" else to_picture(to_pixels(image))
         except DECODING as error:
             raise self._unreadable(index, error) from error
+
+    def _picture(self, index: int) -> np.ndarray:
+        picture = self._decoded(index)
         height, width = (self.image_size,) * 2 if self.buckets is None else self.buckets.sides_of(index)
         if (picture.width < width or picture.height < height) and not self.upscale:
             raise UserError(

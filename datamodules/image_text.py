@@ -18,6 +18,7 @@ from datamodules.bucket_stores import BucketPictures, BucketStores, bucket_folde
 from datamodules.buckets import BucketBatchSampler, Buckets, bucket_sides
 from datamodules.cache import CachedOutputs, Making, as_float
 from datamodules.captions import CaptionMix
+from datamodules.curated import kept_of
 from datamodules.dataset import SerialDataset
 from datamodules.encoded import EncodedPictures, UnreadableImage
 from datamodules.files import write_atomically
@@ -73,12 +74,14 @@ class ImageTextDataModule(ImageDataModule):
 
     def make_source(self) -> Any:
         """Open the pictures; with buckets their sizes are read from their headers, once."""
-        source = self.make_pictures(
-            self.root, self.image_size, self.on_corrupt, self.upscale, cache_root=self.cache_root
-        )
+        source = self._pictures(self.upscale)
         if self.sides is not None:
             source.buckets = Buckets(sizes_of(source, self.cache_root), self.sides)
         return source
+
+    def _pictures(self, upscale: bool) -> Any:
+        found = self.make_pictures(self.root, self.image_size, self.on_corrupt, upscale, cache_root=self.cache_root)
+        return kept_of(found, self.keep)
 
     @cached_property
     def source(self) -> Any:
@@ -90,7 +93,7 @@ class ImageTextDataModule(ImageDataModule):
         """The pictures as squares, whatever the training cuts them to: what scores compare with."""
         if self.sides is None:
             return self.source
-        return self.make_pictures(self.root, self.image_size, self.on_corrupt, upscale=True, cache_root=self.cache_root)
+        return self._pictures(upscale=True)
 
     def images(self, indices: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         """Pictures by index, as squares."""

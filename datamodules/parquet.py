@@ -119,6 +119,23 @@ class ParquetPictures(EncodedPictures):
             raise OSError("the row has no bytes, only a path or nothing")
         return content
 
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers, [N]; nan where there is none.
+
+        Raises:
+            UserError: for a missing column, or one of another type.
+        """
+        found = []
+        for path in self.shards:
+            file = opened(path)
+            if name not in file.schema_arrow.names:
+                raise unknown_choice("data.label", name, file.schema_arrow.names, f"column of '{path}'")
+            try:
+                found.append(file.read(columns=[name]).column(name).cast("float64").to_numpy())
+            except ValueError as error:
+                raise UserError(f"data.label: column '{name}' of '{path}' holds no numbers ({error})") from error
+        return np.concatenate(found)
+
     def _locate(self, index: int) -> tuple[int, int, int]:
         group = int(np.searchsorted(self._ends, index, side="right"))
         shard, inside = self._place[group]

@@ -86,3 +86,12 @@ class Cropped(Protocol):
     def original_sizes(self, indices: Sequence[int]) -> np.ndarray:
         """Height and width before resizing and cutting, int32 [B, 2]."""
         ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A set whose pictures have names of their own, which do not depend on the others or on where the set lies."""
+
+    def name(self, index: int) -> str:
+        """The name of a picture."""
+        ...

@@ -28,6 +28,25 @@ class LazyTexts(Sequence[str], ABC):
         return self.text(int(index))
 
 
+class SomeTexts(LazyTexts):
+    """Some of many texts, read when they are asked for.
+
+    Args:
+        texts: all of them.
+        rows: the places of those that are wanted.
+    """
+
+    def __init__(self, texts: Sequence[str], rows: np.ndarray) -> None:
+        self._texts, self._rows = texts, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def text(self, index: int) -> str:
+        """One of them."""
+        return self._texts[int(self._rows[index])]
+
+
 def pack(texts: Sequence[str]) -> np.ndarray:
     """Texts as bytes, uint8 [8 B + length]: where each one ends (B times int64, little-endian), then UTF-8."""
     encoded = [text.encode() for text in texts]

@@ -11,6 +11,7 @@ from lightning_modules.base import RunModule
 from lightning_modules.sharding import check_shardable, shard_parts
 from repalign.autoencoders.first_batch import FirstBatchScale
 from repalign.autoencoders.latent_norm import require_norm
+from repalign.backbones.adapters import check_given, given_names, given_parameters
 from repalign.protocols import (
     Autoencoder,
     Backbone,
@@ -86,7 +87,8 @@ class DiffusionModule(RunModule):
         if isinstance(norm, nn.Module) and norm.state_dict():
             # Statistics that follow the latents are averaged like the weights.
             (self.measured if isinstance(norm, FirstBatchScale) else self.trained)["norm"] = norm
-        self.ema = EMA(self.trained, ema_decay, ema_warmup)
+        self.ema = EMA(self.trained, ema_decay, ema_warmup, given_parameters(self.trained))
+        self._given = {f"{owner}.{name}" for owner in ("trained", "ema.module") for name in given_names(self.trained)}
         # Frozen parts follow the module to its device but stay out of the checkpoint.
         self.frozen = nn.ModuleDict(
             {
@@ -135,11 +137,25 @@ class DiffusionModule(RunModule):
         """Shard what is trained and its average, where the strategy shards (``trainer=fsdp``)."""
         mesh = self._device_mesh
         if mesh is not None and not self._sharded:
+            self.require(not self._given, "tuning=lora shares its weights with the average; set trainer=ddp")
             check_shardable(self.backbone, {"conditioner": self.conditioner, "objective": self.objective})
             for parts in (self.trained, self.ema.module):
                 assert isinstance(parts, nn.ModuleDict)
                 shard_parts(parts, mesh["data_parallel"])
             self._sharded = True
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the base's, but for weights that were given to low-rank tuning: they come from their own file."""
+        return {key: value for key, value in super().state_dict(*args, **kwargs).items() if key not in self._given}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load trained parts and average.
+
+        Raises:
+            UserError: when the weights are of another architecture, or additions to other weights.
+        """
+        check_given(self, dict(state_dict))
+        return super().load_state_dict(state_dict, strict, assign)
 
     def contract(self) -> None:
         """Check that the parts make this method; a method with requirements of its own says them here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_modules.generative import Generative
+from repalign.backbones.adapters import adapted_layers
 from repalign.backbones.clocks import unwrapped
 from repalign.backbones.mmdit import MMDiT
 from repalign.paths.linear import LinearPath
@@ -28,3 +29,19 @@ class SD3(Generative):
             "is a rectified flow; set path=linear and parametrization=velocity",
         )
         self.require("caption" in self.conditioner.reads, "needs captions; set conditioner=sd3 and text_encoder=sd3")
+
+
+class SD3Preference(SD3):
+    """SD3 after preference tuning: Diffusion-DPO on the flow's error, low-rank additions alone (appendix C).
+
+    margin = -(beta / 2) [(e_w - e_w^ref) - (e_l - e_l^ref)], e = mean |v - (eps - x_0)|^2 at one t and one eps for the
+    preferred and the rejected picture of a prompt; loss = -log sigmoid(margin). The reference is the network with its
+    additions switched off. Logged: ``figure/margin``, ``figure/accuracy`` and the four errors.
+    """
+
+    def contract(self) -> None:
+        super().contract()
+        self.require(
+            getattr(self.objective, "pairs", False), "compares pairs; set objective=diffusion_dpo data=pairs_folder"
+        )
+        self.require(bool(adapted_layers(self.backbone)), "tunes low-rank additions; set tuning=lora")

@@ -244,7 +244,8 @@ class Field(Protocol):
     @property
     def uses_carry(self) -> bool: ...
     def during(self, t: Tensor) -> Field: ...  # for a whole step that begins at t: decides about guidance once
-    def __call__(self, x_t: State, t: Tensor, carry: Any = None) -> Output: ...  # t: scalar tensor
+    # t: scalar tensor; carry: of an earlier call, ``samplers.field.ANEW`` to keep this one's, None to keep nothing
+    def __call__(self, x_t: State, t: Tensor, carry: Any = None) -> Output: ...
 
 
 class Guidance(Protocol):

@@ -244,11 +244,15 @@ class Output:
 
 @dataclass(frozen=True)
 class Step:
-    """What an objective returns: losses [B] by name, the backbone's output, the path sample (None without a path)."""
+    """What an objective returns: losses [B] by name, the backbone's output, the path sample (None without a path).
+
+    ``figures`` [B] by name are for the journal alone: nothing is minimised by them.
+    """
 
     losses: Mapping[str, Float[Tensor, " b"]]
     output: Output
     sample: PathSample | None = None
+    figures: Mapping[str, Float[Tensor, " b"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

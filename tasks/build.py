@@ -98,6 +98,7 @@ def assemble(cfg: DictConfig, data: Any = None) -> Assembly:
         examples=examples_for(data, conditioner),
     )
     module.run_dir = Path(cfg.run_dir)
+    check_pairs(data, module)
     if module.trains_autoencoder and data.cache_latents:
         raise UserError(
             f"data.cache_latents: {type(module).__name__} trains the autoencoder, so stored latents would soon be "
@@ -145,6 +146,26 @@ def check_sizes(data: Any, conditioner: Conditioner, backbone: Any) -> None:
         raise UserError(
             f"data: {type(data).__name__} gives no sizes of pictures, which the conditioner reads; set data.sizes=true "
             "with data=image_text or another captioned set, or conditioner=text"
+        )
+
+
+def check_pairs(data: Any, module: Any) -> None:
+    """Pairs of pictures for an objective that compares them, single pictures for the others.
+
+    Raises:
+        UserError: naming the two parts that do not go together.
+    """
+    objective = getattr(module, "objective", None)
+    given, wanted = getattr(data, "pairs", False), getattr(objective, "pairs", False)
+    if wanted and not given:
+        raise UserError(
+            f"objective and data do not go together: {type(objective).__name__} compares two pictures of a prompt, "
+            f"{type(data).__name__} has single ones; set data=pairs_folder or pick_a_pic"
+        )
+    if given and not wanted:
+        raise UserError(
+            f"objective and data do not go together: {type(data).__name__} has preferred and rejected pictures, of "
+            f"which {type(objective or module).__name__} would learn both; set objective=diffusion_dpo"
         )
 
 

@@ -117,7 +117,7 @@ def on_meta(cfg: DictConfig) -> Any:
         for node in (cfg.autoencoder, *cfg.encoders.values()):
             if "weights" in node:
                 node.weights = "random"
-        for name in ("activations", "compile"):  # both kinds are traced here
+        for name in ("attention", "activations", "compile"):  # all kinds cost what is traced here
             cfg[name] = {"_target_": "repalign.training.policies.as_it_is", "_partial_": True}
         for name in ("base", "vgg16", "lpips"):
             cfg.paths[name] = "random"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from callbacks.checkpoint import read_checkpoint
 from lightning_modules.base import RunModule
 from lightning_modules.diffusion import DiffusionModule
+from repalign.backbones.adapters import adapted_networks
 from repalign.errors import UserError
 from repalign.seals import require_whole
 from tasks.convert import parts_of, read_parts
@@ -33,6 +34,8 @@ def start_from(module: RunModule, path: str | Path) -> list[str]:
     """
     if not isinstance(module, DiffusionModule):
         raise UserError(f"init_from: {type(module).__name__} has no backbone; give autoencoder.weights=FILE instead")
+    if adapted_networks(module.trained):
+        raise UserError("init_from: tuning=lora begins with tuning.weights; give the file there, and init_from=null")
     file = Path(path).expanduser()
     if not file.exists():
         raise UserError(f"init_from: no file '{file}'; give a .safetensors of task=convert, or a .ckpt of a run")

@@ -118,6 +118,13 @@ class SDAutoencoder(KLAutoencoder):
         """The autoencoder of diffusers that does the work, on pictures in [-1, 1]."""
         return self._network[0]
 
+    @property
+    def fingerprint(self) -> str:
+        """Stands for class, weights and the precision of encoding: the name under which latents may be cached."""
+        whole = super().fingerprint
+        # Latents of another precision are other latents.
+        return whole if self.encode_dtype == torch.float32 else f"{whole}-{str(self.encode_dtype).split('.')[1]}"
+
     def moments(self, signed: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b two_c h2 w2"]:
         with self._precision(self.encode_dtype, signed.device):
             (posterior,) = self.network.encode(self._typed(signed), return_dict=False)

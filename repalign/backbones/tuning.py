@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from repalign.errors import UserError
+from repalign.backbones.adapters import mark_given
+from repalign.errors import UserError, unknown_choice
+from repalign.reading import read_torch
+from repalign.seals import require_whole
 
 PREFIX = "backbone/"  # of the backbone's tensors in a file of task=convert
+AVERAGE = "ema.module.backbone."  # of the averaged backbone's in a checkpoint of a run
+CLOCK = "backbone."  # where a clock is around it
+ALL = "all"
 
 
 def full(backbone: nn.Module) -> nn.Module:
@@ -21,19 +27,29 @@ def full(backbone: nn.Module) -> nn.Module:
 
 
 def lora(
-    backbone: nn.Module, *, weights: str | Path, rank: int, alpha: float, layers: Sequence[str], dropout: float = 0.0
+    backbone: nn.Module,
+    *,
+    weights: str | Path,
+    rank: int,
+    alpha: float,
+    layers: Sequence[str] | str,
+    dropout: float = 0.0,
 ) -> nn.Module:
     """Low-rank adaptation (LoRA, arXiv:2106.09685) of given weights: W x + alpha / rank B A x, W fixed, through peft.
 
     Changes the backbone in place: its linear layers of the given names get A and B, everything else stops asking for
-    gradients. B is zero at first, so the tuned network begins as the given one. Average and checkpoint hold all of it.
+    gradients. B is zero at first, so the tuned network begins as the given one. The average shares what is given, and
+    checkpoints hold the additions alone (:mod:`repalign.backbones.adapters`): the same ``weights`` are read again
+    whenever such a checkpoint is.
 
     Args:
         backbone: not yet behind its clock.
-        weights: file of ``task=convert``, or ``random`` to leave the initial weights (for trials).
+        weights: file of ``task=convert``, checkpoint of a run (its averaged weights), or ``random`` for the initial
+            ones (for trials).
         rank: of the additions.
         alpha: their scale, times rank.
-        layers: how the names of the adapted linear layers end, for instance ``attention.qkv``.
+        layers: how the names of the adapted linear layers end, for instance ``attention.qkv``; ``all`` for every
+            linear layer (SD3). The projections of ``nn.MultiheadAttention`` (DeepFlow's VeRA) are none.
         dropout: on the input of A.
 
     Raises:
@@ -46,29 +62,48 @@ def lora(
             "tuning=lora needs the package peft; install the extra: pip install 'repalign[lora]'"
         ) from error
     if str(weights) != "random":
-        _fill(backbone, Path(weights))
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers), lora_dropout=dropout)  # type: ignore
-    try:
-        inject_adapter_in_model(config, backbone)
-    except ValueError as error:
-        raise UserError(f"tuning.layers: no linear layer of this backbone is named {' or '.join(layers)}") from error
+        _fill(backbone, Path(weights).expanduser())
+    options: dict[str, Any] = {"lora_alpha": alpha, "target_modules": _names(backbone, layers)}
+    config = LoraConfig(r=rank, lora_dropout=dropout, **options)
+    mark_given(backbone)
+    inject_adapter_in_model(config, backbone)
     return backbone
 
 
+def _names(backbone: nn.Module, layers: Sequence[str] | str) -> list[str]:
+    """Names of the linear layers that are meant.
+
+    Raises:
+        UserError: for an ending that none has.
+    """
+    # Not those inside PyTorch's attention (a subclass): it reads their weights itself, past any addition.
+    linear = [name for name, part in backbone.named_modules() if type(part) is nn.Linear]
+    if isinstance(layers, str):
+        if layers != ALL:
+            raise UserError(f"tuning.layers: expected a list of names, or all, found '{layers}'; write [{layers}]")
+        return linear
+    found: list[str] = []
+    for ending in layers:
+        named = [name for name in linear if name == ending or name.endswith(f".{ending}")]
+        if not named:
+            endings = dict.fromkeys(".".join(name.split(".")[-2:]) for name in linear)
+            raise unknown_choice("tuning.layers", ending, endings, "name of a linear layer of this backbone")
+        found += named
+    return [*dict.fromkeys(found)]
+
+
 def _fill(backbone: nn.Module, file: Path) -> None:
-    """Load the backbone's tensors of a converted file, all of them.
+    """Load the backbone's tensors of a converted file or a checkpoint, all of them.
 
     Raises:
         UserError: naming ``tuning.weights``.
     """
     if not file.is_file():
-        raise UserError(f"tuning.weights: no file '{file}'; give a .safetensors of task=convert")
+        raise UserError(
+            f"tuning.weights: no file '{file}'; give a .safetensors of task=convert, or a .ckpt of a run (one file)"
+        )
     try:
-        held = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"tuning.weights: '{file}' cannot be read as safetensors; use task=convert") from error
-    try:
-        backbone.load_state_dict({k.removeprefix(PREFIX): v for k, v in held.items() if k.startswith(PREFIX)})
+        backbone.load_state_dict(_of_run(file) if file.suffix == ".ckpt" else _converted(file))
     except RuntimeError as error:
         raise UserError(
             f"tuning.weights: '{file}' holds another architecture than this composition; choose the experiment or "
@@ -76,25 +111,21 @@ def _fill(backbone: nn.Module, file: Path) -> None:
         ) from error
 
 
-def save_adapter(backbone: nn.Module, folder: Path) -> None:
-    """Write the additions of :func:`lora` alone, as peft keeps them: ``PeftModel.from_pretrained(backbone, folder)``.
+def _converted(file: Path) -> dict[str, Tensor]:
+    try:
+        held = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"tuning.weights: '{file}' cannot be read as safetensors; use task=convert") from error
+    return {key.removeprefix(PREFIX): value for key, value in held.items() if key.startswith(PREFIX)}
 
-    The network that they are put on again is the plain backbone with the weights that were given, not behind a clock.
 
-    Raises:
-        UserError: when the backbone has no additions.
-    """
-    configs = getattr(backbone, "peft_config", None)
-    if not configs:
-        raise UserError("task.family: lora exports low-rank additions, this composition has none; set tuning=lora")
-    [(name, config)] = configs.items()
-    additions = {
-        f"base_model.model.{key.replace(f'.{name}.', '.')}": value.contiguous()
-        for key, value in backbone.state_dict().items()
-        if "lora_" in key
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    partial = folder / ".adapter_model.safetensors.incomplete"
-    save_file(additions, partial)
-    os.replace(partial, folder / "adapter_model.safetensors")
+def _of_run(file: Path) -> dict[str, Tensor]:
+    require_whole(file)
+    try:
+        held = read_torch(file)["state_dict"]
+    except Exception as error:  # the reader raises many kinds; to the person they are one
+        raise UserError(f"tuning.weights: '{file}' is no checkpoint of a run ({type(error).__name__})") from error
+    found = {key.removeprefix(AVERAGE): value for key, value in held.items() if key.startswith(AVERAGE)}
+    if found and all(key.startswith(CLOCK) for key in found):
+        return {key.removeprefix(CLOCK): value for key, value in found.items()}
+    return found

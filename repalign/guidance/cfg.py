@@ -27,7 +27,7 @@ class ClassifierFreeGuidance:
     """pred = pred_null + scale (pred_cond - pred_null), from one call on the doubled batch [cond, null].
 
     A scale of 1 is no guidance. Outside the interval the conditional half alone is evaluated, at half the cost, unless
-    the backbone uses a carry, whose batch must not change its size.
+    the sampler keeps what the backbone carries, whose batch must not change its size.
 
     Args:
         scale: guidance scale w; 1 = off.
@@ -139,9 +139,9 @@ class GuidedField:
         return replace(self, conditional=self.conditional.during(t), both=self.both.during(t), gate=self.guides(t))
 
     def __call__(self, x_t: State, t: Float[Tensor, ""], carry: Any = None) -> Output:
-        """The guided prediction; everything else is the stronger half's, but the carry is that of both halves."""
+        """The guided prediction; everything else is the stronger half's, but a carry that is kept is of both halves."""
         guided = self.guides(t) if self.gate is None else self.gate
-        if not guided and not self.uses_carry:
+        if not guided and carry is None:
             return self.conditional(x_t, t)
         both = self.both(concatenate(x_t, self.weaken(x_t)), t, carry)
         count = len(leading(x_t))

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from repalign.nn.attention_backends import Backend, Mask, Packing, sdpa
 from repalign.nn.norm import RMSNorm
 
 
-class SelfAttention(nn.Module):
+class Attending(nn.Module):
+    """A layer that attends, by a backend that can be exchanged (:func:`repalign.training.policies.attend_by`).
+
+    The backend has no weights and is no part of a state dict.
+    """
+
+    backend: Backend = staticmethod(sdpa)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Float[Tensor, "b n d"]:
+        """Attention over heads [B, heads, N, head_dim], the heads joined afterwards."""
+        # A norm runs in float32 under autocast; attention wants one precision for all three.
+        return rearrange(self.backend(q.to(v.dtype), k.to(v.dtype), v, mask), "b h n d -> b n (h d)")
+
+
+class SelfAttention(Attending):
     """softmax(q k^T / sqrt(head_dim)) v with one fused projection (q, then k, then v) and optional query-key norm.
 
     Args:
@@ -53,23 +67,24 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b 1 n n"] | None = None,
+        mask: Bool[Tensor, "b 1 n n"] | Packing | None = None,
         rotary: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Attend.
 
         Args:
             x: tokens.
-            mask: query i sees key j only if mask[..., i, j] is true; None for all.
+            mask: query i sees key j only if mask[..., i, j] is true, or if both are of one packed sequence; None for
+                all.
             rotary: turns queries and keys [B, heads, N, head_dim] by their positions, after the norm.
         """
         q, k, v = self.heads_of(x)
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        return self.proj(attend(q, k, v, mask))
+        return self.proj(self.attend(q, k, v, mask))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attending):
     """softmax(q k^T / sqrt(head_dim)) v with queries from one sequence, keys and values from another, all with bias.
 
     Args:
@@ -99,14 +114,7 @@ class CrossAttention(nn.Module):
         if mask is not None:
             # Finite, so that a caption without a visible token gives no NaN (PixArt-alpha).
             bias = torch.where(mask, 0.0, -10000.0).to(v.dtype)[:, None, None]
-        return self.proj(attend(self.q_norm(q), self.k_norm(k), v, bias))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Float[Tensor, "b n d"]:
-    """Scaled dot-product attention over heads [B, heads, N, head_dim], the heads joined afterwards."""
-    # A norm runs in float32 under autocast; attention wants one precision for all three.
-    mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
-    return rearrange(mixed, "b h n d -> b n (h d)")
+        return self.proj(self.attend(self.q_norm(q), self.k_norm(k), v, bias))
 
 
 def same_group(groups: Int[Tensor, "b n"]) -> Bool[Tensor, "b 1 n n"]:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from repalign.nn.attention import SelfAttention
+from repalign.nn.attention_backends import Packing
 
 
 def over_tokens(vectors: Tensor) -> Float[Tensor, "b m d"]:
@@ -57,7 +58,10 @@ class DiTBlock(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], c: Float[Tensor, "*b d"], mask: Bool[Tensor, "b 1 n n"] | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        c: Float[Tensor, "*b d"],
+        mask: Bool[Tensor, "b 1 n n"] | Packing | None = None,
     ) -> Float[Tensor, "b n d"]:
         """Modulated by c, one for a sample [B, D] or for each token [B, N, D]; ``mask`` is the attention's."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c)

@@ -67,7 +67,7 @@ class TimeEmbedding(nn.Module):
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
     def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
-        return self.mlp(sinusoid(t, self.frequencies, self.max_period).to(self.linears[0].weight.dtype))
+        return self.mlp(sinusoid(t, self.frequencies, self.max_period).to(next(self.mlp.parameters()).dtype))
 
 
 class VectorEmbedding(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from repalign.nn.attention import SelfAttention, attend
+from repalign.nn.attention import SelfAttention
 from repalign.nn.blocks import MLP, Modulation, modulate, over_tokens
 from repalign.nn.norm import RMSNorm
 
@@ -83,7 +83,7 @@ class JointBlock(nn.Module):
             half.attention.heads_of(modulate(x, shift, scale))
             for (half, x), (shift, scale, *_) in zip(halves, vectors, strict=True)
         ]
-        mixed = attend(*(torch.cat(both, 2) for both in zip(*heads, strict=True)))
+        mixed = self.image.attention.attend(*(torch.cat(both, 2) for both in zip(*heads, strict=True)))
         length = text.shape[1]
         image = self.image.write(image, mixed[:, length:], vectors[1])
         if not self.last:

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from repalign.nn.attention import SelfAttention
+from repalign.nn.attention import Attending, SelfAttention
 from repalign.nn.conv_blocks import group_norm
 from repalign.nn.init import zero_
 
@@ -34,7 +34,7 @@ class SpatialSelfAttention(nn.Module):
         return x + rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2])
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attending):
     """softmax(q k^T / sqrt(head_dim)) v with queries of x and keys and values of a context, of x itself without one.
 
     Queries, keys and values have no bias, the projection has one (LDM). All tokens of a context are attended to, its
@@ -64,7 +64,7 @@ class CrossAttention(nn.Module):
             rearrange(part, "b n (h d) -> b h n d", h=self.heads)
             for part in (self.q(x), self.k(source), self.v(source))
         )
-        return self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return self.proj(self.attend(q, k, v))
 
 
 class GatedMLP(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +55,13 @@ def gpu_named(name: str) -> Gpu | None:
     return None if key is None else GPUS[key]
 
 
-def peak_of(device: torch.device, arithmetic: str) -> tuple[float, str]:
+def peak_of(device: torch.device, arithmetic: str, now: Callable[[], float] = time.perf_counter) -> tuple[float, str]:
     """FLOP/s that a device can do at best, and where the number is from; unknown devices are measured.
 
     Args:
         device: a GPU or the CPU.
         arithmetic: 'bfloat16', 'float16', 'tf32' or 'float32'.
+        now: clock of a measurement, the same as that of what is compared with the peak.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -68,12 +69,16 @@ def peak_of(device: torch.device, arithmetic: str) -> tuple[float, str]:
         key = "bfloat16" if arithmetic == "float16" else arithmetic
         if known is not None:
             return known.peak[key] * 1e12, known.source
-    flops, size = measured_peak(device, arithmetic)
+    flops, size = measured_peak(device, arithmetic, now=now)
     return flops, f"measured: product of {size} x {size} matrices, {arithmetic}"
 
 
 def measured_peak(
-    device: torch.device, arithmetic: str, size: int | None = None, rounds: int = 40
+    device: torch.device,
+    arithmetic: str,
+    size: int | None = None,
+    rounds: int = 40,
+    now: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, int]:
     """FLOP/s of the best of some products of square matrices, and their side."""
     size = size or (8192 if device.type == "cuda" else 512)  # short on a CPU: others may run on it
@@ -82,10 +87,10 @@ def measured_peak(
     best = float("inf")
     for _ in range(rounds + 1):
         _wait(device)
-        start = time.perf_counter()
+        start = now()
         torch.mm(a, b)
         _wait(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, now() - start)
     return 2 * size**3 / best, size
 
 

@@ -13,6 +13,9 @@ from repalign.errors import UserError
 from repalign.protocols import Backbone, Field, Parametrization, Path
 from repalign.state import Coefficients, Cond, Output, State, leading, map_state
 
+# In the place of a carry: there is none yet, but the one of this call will come back at a later one.
+ANEW = object()
+
 
 @dataclass(frozen=True)
 class DenoisingField:
@@ -49,7 +52,8 @@ class DenoisingField:
         # Half precision has too few digits to tell neighbouring times apart.
         times = t.to(first.device, torch.promote_types(dtype, torch.float32)).expand(len(first))
         cond = self.cond.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
-        output = self.backbone(map_state(lambda x: x.to(dtype), x_t), times, cond, carry=carry)
+        known = None if carry is ANEW else carry
+        output = self.backbone(map_state(lambda x: x.to(dtype), x_t), times, cond, carry=known)
         if output.pred is None:
             return output
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repalign.errors import UserError
 from repalign.protocols import Field, Parametrization, Path, Randomness, Sampler
+from repalign.samplers.field import ANEW
 from repalign.samplers.similarity import choose_steps, read_similarity, step_similarity
 from repalign.state import Output, State
 
@@ -207,7 +208,7 @@ class CarriedField:
         """Call the field with the remembered carry, or with none where the schedule asks for a new one."""
         memory = self.memory
         anew = self.schedule(memory.evaluations)
-        output = self.field(x_t, t, None if anew else memory.carry)
+        output = self.field(x_t, t, ANEW if anew else memory.carry)
         if anew:
             memory.carry = output.carry
             if memory.history is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,18 @@ class EMA(nn.Module):
     parts alone: a frozen encoder is not copied. Updates are two fused calls, without a host synchronisation.
     """
 
-    def __init__(self, live: nn.Module, decay: float = 0.9999, warmup: bool = False) -> None:
+    def __init__(
+        self, live: nn.Module, decay: float = 0.9999, warmup: bool = False, fixed: Iterable[nn.Parameter] = ()
+    ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay must be in [0, 1), found {decay}")
         self.decay = decay
         self.warmup = warmup
-        self.module = copy.deepcopy(live).eval().requires_grad_(False)
+        shared = {id(parameter): parameter for parameter in fixed}
+        self.module = copy.deepcopy(live, {**shared}).eval().requires_grad_(False)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and id(tensor) not in shared:
                 tensor.data = tensor.data.float()
 
     def decay_at(self, update: int) -> float:
@@ -40,7 +44,7 @@ class EMA(nn.Module):
         """Move the average towards the live weights; ``update`` counts from 0."""
         pairs = list(zip(_tensors(self.module), _tensors(live), strict=True))
         # Of sharded weights each process averages its own part: live and average are sharded alike.
-        pairs = [(_local(a), _local(b)) for a, b in pairs]
+        pairs = [(_local(a), _local(b)) for a, b in pairs if a is not b]
         averaged = [a for a, _ in pairs if a.is_floating_point()]
         current = [b.to(a.dtype) for a, b in pairs if a.is_floating_point()]
         torch._foreach_lerp_(averaged, current, 1 - self.decay_at(update))  # pyright: ignore[reportPrivateImportUsage]

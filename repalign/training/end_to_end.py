@@ -13,7 +13,7 @@ from repalign.objectives.reconstruction import Reconstructed
 from repalign.objectives.regularizers import Reconstructing
 from repalign.protocols import Aligner, Backbone, Conditioner, Encoder, LatentNorm, Objective, Randomness
 from repalign.state import Draw, Losses
-from repalign.training.step import Batch, draw_of, images_of, losses_at, total_of, weight_at, with_features
+from repalign.training.step import Batch, draw_of, images_of, losses_at, own_terms, total_of, weight_at, with_features
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,9 @@ class EndToEnd:
         stage = self.first_stage.autoencoder_loss(autoencoder, shared.reconstructed, step)
         # Nobody has dropped a label here: the network is in evaluation mode in the official code.
         terms = self._terms(shared, replace(shared.draw, drop={}), norm, backbone, detach=False)
-        own = [term for name, term in terms.items() if not name.startswith("align/")]
         total = stage.total + self.alignment * self._alignment(terms)
         if self.diffusion:
-            total = total + self.diffusion * torch.stack(own).sum()
+            total = total + self.diffusion * torch.stack(own_terms(terms)).sum()
         return Losses(total, {f"autoencoder/{name}": term for name, term in {**stage.terms, **terms}.items()})
 
     def discriminator_loss(self, shared: Shared, step: int) -> Losses:

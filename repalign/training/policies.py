@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from repalign.errors import UserError
+from repalign.nn.attention import Attending
+from repalign.nn.attention_backends import Backend
 from repalign.protocols import Backbone
 
 # Changes a backbone in place; names of parameters and keys of the state dict stay.
@@ -33,6 +35,24 @@ def units_of(backbone: Backbone) -> Sequence[nn.Module]:
 
 def as_it_is(backbone: Backbone) -> None:
     """Nothing is done."""
+
+
+def attend_by(backbone: Backbone, backend: Backend) -> None:
+    """Attention of the whole network by another backend; what it computes is the same up to rounding.
+
+    Args:
+        backbone: every layer of it that attends is changed in place.
+        backend: see :mod:`repalign.nn.attention_backends`.
+
+    Raises:
+        UserError: when nothing in the network attends by a backend.
+    """
+    assert isinstance(backbone, nn.Module)
+    layers = [part for part in backbone.modules() if isinstance(part, Attending)]
+    if not layers:
+        raise UserError(f"attention: {type(backbone).__name__} has no layer that attends; set attention=sdpa")
+    for layer in layers:
+        layer.backend = backend
 
 
 def recompute(backbone: Backbone, every: int = 1) -> None:

@@ -145,6 +145,8 @@ def losses_at(
 ) -> dict[str, Tensor]:
     """Batch means of every loss at a given draw, unweighted: the objective's by their names, ``align/<name>``.
 
+    Beside them ``figure/<name>``: what the objective wants to be seen, and no loss.
+
     Args:
         draw: times, noise, dropped conditions.
         backbone: that predicts.
@@ -174,6 +176,7 @@ def losses_at(
         compute_undropped=lambda: conditioner(batch),
     )
     terms = {name: loss.mean() for name, loss in step.losses.items()}
+    terms |= {f"figure/{name}": value.detach().mean() for name, value in step.figures.items()}
     return terms | {f"align/{name}": aligner(context).mean() for name, aligner in aligners.items()}
 
 
@@ -185,11 +188,15 @@ def weight_at(weight: float | Callable[[int], float], step: int | None) -> float
     return weight(step)
 
 
+def own_terms(terms: Mapping[str, Tensor]) -> list[Tensor]:
+    """The objective's own losses among the terms of a step."""
+    return [term for name, term in terms.items() if not name.startswith(("align/", "figure/"))]
+
+
 def total_of(terms: Mapping[str, Tensor], aligners: Mapping[str, Aligner], step: int | None = None) -> Tensor:
     """Sum of the objective's terms + sum over aligners of weight x term; ``step`` is the number of finished steps."""
-    own = [term for name, term in terms.items() if not name.startswith("align/")]
     weighted = [weight_at(aligner.weight, step) * terms[f"align/{name}"] for name, aligner in aligners.items()]
-    return torch.stack([*own, *weighted]).sum()
+    return torch.stack([*own_terms(terms), *weighted]).sum()
 
 
 def training_losses(

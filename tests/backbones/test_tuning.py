@@ -64,7 +64,12 @@ def test_given_weights_are_loaded_first(tmp_path):
 @pytest.mark.parametrize(
     ("dim", "layers", "name", "message"),
     [
-        (16, ["attention.qkw"], "weights.safetensors", "no linear layer of this backbone is named attention.qkw"),
+        (
+            16,
+            ["attention.qkw"],
+            "weights.safetensors",
+            "tuning.layers: .*'attention.qkw'. Did you mean 'attention.qkv'",
+        ),
         (32, ["attention.qkv"], "weights.safetensors", "tuning.weights: .* another architecture"),
         (16, ["attention.qkv"], "absent.safetensors", "tuning.weights: no file"),
     ],

@@ -47,6 +47,7 @@ BRINGS: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("token_io", "channels"): STREAM_OF_FEATURES,
     ("token_io", "separate"): STREAM_OF_FEATURES,
     ("objective", "deepflow"): {"backbone": "DeepFlow", "time_sampler": "ladder"},
+    ("objective", "diffusion_dpo"): {"tuning": "lora", "data": "synthetic_pairs"},
     ("objective", "latent_diffusion"): {**DISCRETE, "path": "ldm", "parametrization": "noise"},
     ("objective", "learned_variance"): {**DISCRETE, "parametrization": "noise"},
     ("objective", "sit_likelihood"): {"path": "gvp", "parametrization": "noise"},
@@ -64,6 +65,7 @@ VALUES: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "objective.dropout.stream": "class_token",
     },
     ("objective", "deepflow"): {"objective.weights": [0.2, 1.0], "time_sampler.rungs": 2},
+    ("objective", "diffusion_dpo"): {"tuning.layers": "all"},
     ("objective", "learned_variance"): {"backbone.variance_head": True},
 }
 
@@ -177,14 +179,15 @@ def taps(architecture: str) -> tuple[str, str, str]:
 
 
 def batch(cfg: DictConfig) -> dict[str, Any]:
-    """Random pictures with labels and captions."""
+    """Random pictures with labels and captions; two for each of them where the data are pairs."""
     generator = torch.Generator().manual_seed(0)
-    size = (SAMPLES, 3, cfg.data.image_size, cfg.data.image_size)
+    each = 2 if "pairs" in cfg.data._target_ else 1
+    size = (each * SAMPLES, 3, cfg.data.image_size, cfg.data.image_size)
     return {
         "image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8),
-        "label": torch.arange(SAMPLES),
-        "caption": CAPTIONS,
-        "serial": torch.arange(SAMPLES),
+        "label": torch.arange(SAMPLES).repeat(each),
+        "caption": each * CAPTIONS,
+        "serial": torch.arange(SAMPLES).repeat(each),
     }
 
 
@@ -209,7 +212,7 @@ def step(cfg: DictConfig) -> Result:
     except UserError as error:
         return Result(refusal=str(error))
     assert all(torch.isfinite(term) for term in noted.values()), noted
-    gradients = {name: parameter.grad for name, parameter in module.trained.named_parameters()}
+    gradients = {name: p.grad for name, p in module.trained.named_parameters() if p.requires_grad or p.grad is not None}
     idle = {name for name, gradient in gradients.items() if gradient is None or not gradient.any()}
     assert all(torch.isfinite(gradients[name]).all() for name in gradients.keys() - idle)
     assert not any(name.startswith("aligners.") for name in idle), idle

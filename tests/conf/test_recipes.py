@@ -15,7 +15,7 @@ GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
 @pytest.fixture(autouse=True)
 def data_root(monkeypatch, tmp_path):
-    for name in ("IMAGENET", "IMAGES", "CC12M", "COCO", "COCO_CAPTIONS"):
+    for name in ("IMAGENET", "IMAGES", "CC12M", "COCO", "COCO_CAPTIONS", "PAIRS"):
         monkeypatch.setenv(f"REPALIGN_{name}", str(tmp_path))
     monkeypatch.setenv("REPALIGN_BASE", __file__)  # of recipes that begin with given weights; the checks do not open it
 

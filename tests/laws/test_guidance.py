@@ -10,8 +10,9 @@ from repalign.guidance.cfg import ClassifierFreeGuidance, NoGuidance, guide
 from repalign.paths.parametrization import Noise, Velocity
 from repalign.random import SampleRandom
 from repalign.samplers.euler import Euler
-from repalign.samplers.field import DenoisingField
+from repalign.samplers.field import ANEW, DenoisingField
 from repalign.samplers.heun import Heun
+from repalign.samplers.refresh import Every, SharedCarry
 from repalign.state import Cond, Streams
 from tests.laws.exact import PATHS, GaussianNetwork
 
@@ -87,16 +88,26 @@ def test_other_channels_may_have_their_own_scale():
     torch.testing.assert_close(found[:, 3:], (null + 2.5 * (cond - null))[:, 3:])
 
 
-def test_with_a_carry_both_halves_are_always_evaluated():
+def test_a_carry_that_is_kept_is_of_both_halves():
     network, bind = _bind(uses_carry=True)
     field = ClassifierFreeGuidance(2.0, interval=(0.0, 0.5))(bind, COND, NULL)
     late, early = torch.tensor(0.4, dtype=torch.float64), torch.tensor(0.9, dtype=torch.float64)
-    out = field(X_1, early)
+    out = field(X_1, early, ANEW)
     assert out.carry == 6 and field.uses_carry
     torch.testing.assert_close(out.pred, bind(COND)(X_1, early).pred)
     network.calls.clear()
     assert field(X_1, late, out.carry).pred.shape == X_1.shape
     assert [size for size, _ in network.calls] == [6]
+
+
+def test_a_carry_that_nobody_keeps_costs_no_second_half():
+    network, bind = _bind(uses_carry=True)
+    field = ClassifierFreeGuidance(2.0, interval=(0.0, 0.5))(bind, COND, NULL)
+    Euler(4)(field, X_1, RANDOM)
+    assert [size for size, _ in network.calls] == [3, 3, 6, 6]
+    network.calls.clear()
+    SharedCarry(Euler(4), Every(2))(field, X_1, RANDOM)
+    assert [size for size, _ in network.calls] == [6, 6, 6, 6]
 
 
 def test_heun_decides_about_guidance_at_the_start_of_a_step():

@@ -17,7 +17,7 @@ SEED = 20261129
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch, tmp_path):
-    for name in ("IMAGENET", "IMAGES", "CC12M", "COCO", "COCO_CAPTIONS", "LATENTS"):
+    for name in ("IMAGENET", "IMAGES", "CC12M", "COCO", "COCO_CAPTIONS", "PAIRS", "LATENTS"):
         monkeypatch.setenv(f"REPALIGN_{name}", str(tmp_path))
     monkeypatch.setenv("REPALIGN_BASE", __file__)
     monkeypatch.setattr(command, "_run_hydra", lambda argv, sweeping: pytest.fail(f"passed silently: {argv}"))

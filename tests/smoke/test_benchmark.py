@@ -108,3 +108,31 @@ def test_spread_of_a_rate():
     spread = Spread.of([1.0, 2.0, 4.0])
     assert spread.median == 2.0 and spread.inverse(8).median == 4.0
     assert spread.inverse(8).p10 < 4.0 < spread.inverse(8).p90
+
+
+def test_a_recipe_that_cannot_be_measured_leaves_the_others_in_the_table(tmp_path, monkeypatch):
+    measure = benchmark.measure
+
+    def short_of_memory(cfg):
+        if cfg.name == "sit_b":
+            raise torch.OutOfMemoryError("out of memory\nand how")
+        return measure(cfg)
+
+    monkeypatch.setattr(benchmark, "measure", short_of_memory)
+    with pytest.raises(UserError, match="1 of 3 not measured; sit_b: out of memory$"):
+        measured(tmp_path, "task.recipes=[sit_s,sit_b,dit_s]")
+    rows = json.loads(next(tmp_path.rglob("benchmark.json")).read_text())
+    assert [row["recipe"] for row in rows] == ["sit_s", "dit_s"]
+    assert "Not measured: sit_b: out of memory." in next(tmp_path.rglob("benchmark.md")).read_text()
+
+
+def test_a_recipe_of_another_name_is_refused_before_any_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "measure", lambda cfg: pytest.fail("measured"))
+    with pytest.raises(UserError, match="sit_z"):
+        measured(tmp_path, "task.recipes=[sit_s,sit_z]")
+
+
+def test_processor_seconds(tmp_path):
+    (row,) = measured(tmp_path, "experiment=sit_s", "task.clock=cpu")
+    assert row["clock"] == "cpu" and 0 < row["mfu"] < 1
+    assert "processor seconds" in next(tmp_path.rglob("benchmark.md")).read_text()

@@ -90,7 +90,7 @@ def test_low_rank_additions_are_exported_alone(tmp_path):
     for more, message in (
         (
             ["experiment=layer_sync_lora_sit_xl", f"task.input={tmp_path / 'some.ckpt'}"],
-            "exported alone, found 'import'",
+            "exported or merged alone, found 'import'",
         ),
         (["experiment=layer_sync_lora_sit_xl", "task.input=none.ckpt", export], "no file 'none.ckpt'"),
     ):

@@ -115,7 +115,8 @@ def _measure(steps: Mapping[str, Step], pictures: Sequence[Tensor]) -> dict[str,
 
 
 def _batches(source: PictureSource, rows: range, how: Measuring) -> Iterator[list[Tensor | None]]:
-    batches = [range(first, min(first + how.batch, rows.stop)) for first in range(rows.start, rows.stop, how.batch)]
+    starts = range(rows.start, rows.stop, how.batch)
+    batches = [list(range(first, min(first + how.batch, rows.stop))) for first in starts]
     workers = min(how.workers, len(batches) - 1)
     loader = DataLoader(
         _Whole(source),
@@ -137,7 +138,7 @@ class _Whole(Dataset[Any]):
     def __init__(self, source: PictureSource) -> None:
         self.source = source
 
-    def __getitems__(self, rows: range) -> list[Tensor | None] | UserError:
+    def __getitems__(self, rows: Sequence[int]) -> list[Tensor | None] | UserError:
         try:
             return [self._one(row) for row in rows]
         except UserError as error:  # handed over as it is: a worker would wrap it into a traceback

@@ -40,8 +40,9 @@ def similar_pairs(
     for first, second, value in _within(plain, queries, of, threshold - SLACK):
         pair = (min(first, second), max(first, second))
         found[pair] = max(value, found.get(pair, -1.0))
-    pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1], np.array([found[tuple(pair)] for pair in pairs.tolist()], dtype=np.float64)
+    ordered = sorted(found)
+    pairs = np.array(ordered, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1], np.array([found[pair] for pair in ordered], dtype=np.float64)
 
 
 def _within(

@@ -87,7 +87,8 @@ class Evaluate(pl.Callback):
         spaces = spaces_of(self.metrics).values()
         for space in spaces:
             space.to(pl_module.device).reset()
-            if trainer.is_global_zero and space.reference is None:
+            space.captions = None if isinstance(wanted, torch.Tensor) else wanted
+            if trainer.is_global_zero and space.reference is None and space.reads_reference:
                 space.prepare(lambda: data.reference_images(self.batch_size), data.fingerprint, self.cache)
         with evaluation_mode(pl_module):
             self._draw(trainer, pl_module, wanted)

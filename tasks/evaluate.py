@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from callbacks.pictures import generate
+from callbacks.prompt_files import read_prompts
 from callbacks.score_log import FILE, append_scores, score_lines, shown
 from datamodules.own_store import Share
 from datamodules.progress import progress
@@ -63,6 +64,8 @@ def _score_given(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path,
         raise UserError("task.samples: given pictures are scored by one process; start one alone")
     task, samples = cfg.task, Path(cfg.task.samples)
     total = count_pictures(samples, "task.samples")
+    if any(space.reads_captions for space in spaces_of(metrics).values()):
+        set_captions(metrics, captions_beside(task, samples, total))
     set_references(metrics, cfg, build(cfg.data, "data") if task.reference is None else None)
     with progress("scoring", total) as advance:
         for images in read_pictures(samples, task.batch_size, "task.samples"):
@@ -77,6 +80,7 @@ def _score_drawn(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path,
     task = cfg.task
     assembly, generator, checkpoint = restored(cfg)
     wanted = wanted_labels(cfg, assembly)
+    set_captions(metrics, None if isinstance(wanted, Tensor) else wanted)
     if share.part == 0:
         set_references(metrics, cfg, assembly.data)
     told = settings(cfg, checkpoint)
@@ -98,6 +102,29 @@ def _score_drawn(cfg: DictConfig, metrics: Metrics, share: Share) -> tuple[Path,
     return Path(cfg.run_dir), notes
 
 
+def set_captions(metrics: Metrics, captions: Sequence[str] | None) -> None:
+    """Give every feature space the captions of the pictures, by serial number."""
+    for space in spaces_of(metrics).values():
+        space.captions = captions
+
+
+def captions_beside(task: DictConfig, samples: Path, count: int) -> list[str]:
+    """Captions of given pictures: ``task.prompts_file``, or the ``captions.json`` that task=sample writes.
+
+    Raises:
+        UserError: when there are none, or not one for each picture.
+    """
+    beside = [folder / "captions.json" for folder in (samples, samples.parent) if (folder / "captions.json").is_file()]
+    if task.get("prompts_file") is None and not beside:
+        raise UserError(
+            f"task.prompts_file: the metric reads captions, and no captions.json lies at '{samples}'; name a file"
+        )
+    found = read_prompts(task.prompts_file or beside[0], "task.prompts_file")
+    if len(found) != count:
+        raise UserError(f"task.prompts_file: {len(found)} captions for {count} pictures in '{samples}'; one for each")
+    return found
+
+
 def set_references(metrics: Metrics, cfg: DictConfig, data: Any) -> None:
     """Give every feature space its real side: ``task.reference``, or the data set.
 
@@ -109,6 +136,8 @@ def set_references(metrics: Metrics, cfg: DictConfig, data: Any) -> None:
     """
     path = Path(cfg.task.reference) if cfg.task.reference is not None else None
     for space in spaces_of(metrics).values():
+        if not space.reads_reference:
+            continue
         set_reference(space, path, data, Path(cfg.paths.cache) / "reference", cfg.task.batch_size)
 
 

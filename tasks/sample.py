@@ -18,6 +18,7 @@ from torch import Tensor
 
 from callbacks.checkpoint import checkpoints_in
 from callbacks.pictures import class_indices, draw_labels, generate, grid_of, save_png
+from callbacks.prompt_files import asked_for
 from callbacks.prompts import Wanted, captions_for, rows_of
 from datamodules.files import digest_of, sha256_of
 from datamodules.own_store import Share
@@ -176,7 +177,7 @@ def wanted_labels(cfg: DictConfig, assembly: Assembly) -> Wanted:
     if task.num_samples < 1:
         raise UserError(f"task.num_samples: found {task.num_samples}, expected 1 or more")
     if asked_by(assembly.module.conditioner) == "caption":
-        return captions_for(task.num_samples, assembly.data.captions, task.prompts, "task.prompts")
+        return captions_for(task.num_samples, assembly.data.captions, *asked_for(task))
     chosen = range(len(names)) if task.classes is None else class_indices(task.classes, names, "task.classes")
     return draw_labels(task.labels, task.num_samples, task.seed, chosen, assembly.data.source.labels, "task.labels")
 
@@ -188,6 +189,8 @@ def settings(cfg: DictConfig, checkpoint: Path) -> dict[str, Any]:
     task, sampler, guidance = (OmegaConf.to_container(cfg[k], resolve=True) for k in ("task", "sampler", "guidance"))
     assert isinstance(task, dict)
     chosen = {key: task[key] for key in wanted if key in task}
+    if task.get("prompts_file") is not None:
+        chosen["prompts_file"] = sha256_of(Path(task["prompts_file"]).expanduser())[:16]
     return {
         "recipe": cfg.name,
         "checkpoint": str(checkpoint),

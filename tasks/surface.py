@@ -18,7 +18,7 @@ TOP_LEVEL = frozenset(
     "task paths data autoencoder encoders text_encoders streams pca backbone token_io tuning clock path "
     "parametrization time_sampler objective conditioner aligners optimizer sampler guidance metric method trainer "
     "callbacks logger protocol name run_name run_dir resume init_from seed steps compile ema align score overrides "
-    "reference attention activations".split()
+    "reference attention activations prompt_set".split()
 )
 # Top-level keys that are one object each.
 PARTS = (

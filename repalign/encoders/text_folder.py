@@ -104,7 +104,7 @@ def check_length(length: int) -> None:
         raise UserError(f"{KEY}.length: expected 1 or more, found {length}")
 
 
-def package(name: str, extra: str) -> ModuleType:
+def package(name: str, extra: str, key: str = KEY) -> ModuleType:
     """A package that is not part of the core.
 
     Raises:
@@ -114,7 +114,7 @@ def package(name: str, extra: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"{KEY}: needs the package {name.replace('_', '-')}, which is not installed; install the extra '{extra}': "
+            f"{key}: needs the package {name.replace('_', '-')}, which is not installed; install the extra '{extra}': "
             f"pip install 'repalign[{extra}]'"
         ) from error
 

@@ -15,7 +15,7 @@ from repalign.metrics.moments import Moments
 
 # What a score may need -> where it is in Features: moments of a kind, or the rows themselves.
 MOMENTS = {"pooled": "pooled", "spatial": "spatial"}
-ROWS = {"features": "pooled", "logits": "logits"}
+ROWS = {"features": "pooled", "logits": "logits", "text": "text"}
 
 
 class Drawn:

@@ -21,11 +21,13 @@ class Features(NamedTuple):
         pooled: [B, D].
         logits: [B, K] of a classifier, or None.
         spatial: [B, S], a flattened map of an early layer, or None.
+        text: [B, D] of the pictures' captions, in the space of ``pooled``, or None.
     """
 
     pooled: Float[Tensor, "b d"]
     logits: Float[Tensor, "b k"] | None = None
     spatial: Float[Tensor, "b s"] | None = None
+    text: Float[Tensor, "b d"] | None = None
 
 
 class FeatureNetwork(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from repalign.metrics.suite import FeatureMetrics
@@ -44,7 +44,19 @@ def protocol_of(metrics: FeatureMetrics, drawing: Mapping[str, Any]) -> dict[str
         "num_reference": None if reference is None else reference.count,
         "num_samples": metrics.count,
     }
+    if reference is None and metrics.captions is not None:
+        known["reference"], known["num_reference"] = captions_digest(metrics.captions), len(set(metrics.captions))
+    return record_of(known, drawing)
+
+
+def record_of(known: Mapping[str, Any], drawing: Mapping[str, Any]) -> dict[str, Any]:
+    """A record from what is known of a score and of how the pictures were drawn; what is missing is null."""
     return {name: known.get(name, drawing.get(name)) for name in FIELDS}
+
+
+def captions_digest(captions: Iterable[str]) -> str:
+    """Stands for captions in their order."""
+    return f"captions-{hashlib.sha256(json.dumps(list(captions)).encode()).hexdigest()[:12]}"
 
 
 def hash_of(record: Mapping[str, Any]) -> str:

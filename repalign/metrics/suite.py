@@ -47,6 +47,10 @@ class FeatureMetrics:
         scores: name -> score. The name says which network it is (``fd_lite0``); ``fid`` is Inception's alone.
         chunk: pictures that the network sees at once.
         draws: random halves of the pictures for the 95 % intervals; 0 for no interval. Each costs every score again.
+
+    Attributes:
+        reference: what the pictures are compared with.
+        captions: of the generated pictures by serial number, for scores that need ``text``; set by the owner.
     """
 
     def __init__(self, network: FeatureNetwork, scores: Mapping[str, Score], chunk: int = 64, draws: int = 0) -> None:
@@ -57,6 +61,7 @@ class FeatureMetrics:
         self.chunk = chunk
         self.draws = draws
         self.reference: Reference | None = None
+        self.captions: Sequence[str] | None = None
         self._device = torch.device("cpu")
         self.reset()
 
@@ -69,6 +74,16 @@ class FeatureMetrics:
     def fingerprint(self) -> str:
         """Of the network: weights and preprocessing."""
         return self.network.fingerprint
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether a score compares pictures with their captions."""
+        return any("text" in score.needs for score in self.scores.values())
+
+    @property
+    def reads_reference(self) -> bool:
+        """False where captions stand for real pictures."""
+        return not self.reads_captions or any(score.needs_reference for score in self.scores.values())
 
     def to(self, device: torch.device) -> FeatureMetrics:
         """Move the network; sums stay on the CPU in float64."""
@@ -151,8 +166,23 @@ class FeatureMetrics:
         serials, pictures = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
         ready = len(serials) if whole else len(serials) // self.chunk * self.chunk
         if ready:
-            self._drawn.add(serials[:ready], self._seen(pictures[:ready]))
+            seen = self._seen(pictures[:ready])
+            self._drawn.add(serials[:ready], self._with_text(seen, serials[:ready]))
         self._pending = [(serials[ready:], pictures[ready:])] if ready < len(serials) else []
+
+    def _with_text(self, seen: Features, serials: Int[Tensor, " b"]) -> Features:
+        """With the embeddings of the captions, in portions of one size too."""
+        if not self.reads_captions:
+            return seen
+        if self.captions is None:
+            raise UserError(
+                f"metric: {', '.join(self.scores)} compares pictures with their captions, and these have none: they "
+                "were drawn by class, or no captions.json lies beside them (task.prompts_file names a file)"
+            )
+        wanted = [self.captions[serial] for serial in serials.tolist()]
+        padded = [*wanted, *wanted[-1:] * (-len(wanted) % self.chunk)]
+        parts = [self.network.texts(padded[i : i + self.chunk]) for i in range(0, len(padded), self.chunk)]  # type: ignore[attr-defined]  # of a score that needs text
+        return seen._replace(text=torch.cat(parts)[: len(wanted)].cpu())
 
     def gather(self) -> None:
         """Bring together what the processes of ``torch.distributed`` have scored; every one of them must call it."""

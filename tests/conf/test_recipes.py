@@ -8,7 +8,12 @@ from tasks.launch import compose
 
 CONF = Path(__file__).parents[2] / "conf"
 # Groups whose choice does not stand at the top.
-PLACES = {"latent_norm": "latent_norm@autoencoder.norm"}
+PLACES = {
+    "latent_norm": "latent_norm@autoencoder.norm",
+    "curation": "+curation@task.steps.another",
+    "descriptor": "descriptor@task.steps.near_duplicates.network",
+}
+TASKS = {"curation": "curate", "descriptor": "curate"}  # whose parts they are
 RECIPES = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 
@@ -48,5 +53,5 @@ def test_the_surface_of_the_configuration_is_frozen():
 @pytest.mark.parametrize("group", [g for g in GROUPS if g not in ("experiment", "debug", "paths", "task")])
 def test_every_choice_of_every_group_composes(group):
     for choice in sorted(p.stem for p in (CONF / group).glob("*.yaml")):
-        cfg = compose([f"{PLACES.get(group, group)}={choice}"])
+        cfg = compose([f"task={TASKS.get(group, 'train')}", f"{PLACES.get(group, group)}={choice}"])
         assert OmegaConf.is_config(cfg)

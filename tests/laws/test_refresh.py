@@ -18,7 +18,7 @@ from repalign.random import SampleRandom
 from repalign.samplers.ddim import DDIM
 from repalign.samplers.euler import Euler
 from repalign.samplers.euler_maruyama import EulerMaruyama
-from repalign.samplers.field import DenoisingField
+from repalign.samplers.field import ANEW, DenoisingField
 from repalign.samplers.heun import Heun
 from repalign.samplers.multistep import LinearMultistep
 from repalign.samplers.refresh import CarrySimilarity, Chosen, Every, SharedCarry, Statistical, shared
@@ -71,7 +71,8 @@ def test_a_new_carry_at_every_step_is_no_sharing(name, guidance):
     setting = Setting(guidance)
     plain = SAMPLERS[name](setting.field, X_1, RANDOM)
     before = dict(setting.ran)
-    assert torch.equal(SharedCarry(SAMPLERS[name], Every(1))(setting.field, X_1, RANDOM), plain)
+    # Outside a guidance interval what shares keeps both halves in the batch, so the last bits may differ.
+    torch.testing.assert_close(SharedCarry(SAMPLERS[name], Every(1))(setting.field, X_1, RANDOM), plain)
     assert before["encoder"] == before["decoder"] > 0
     assert setting.ran == {half: 2 * count for half, count in before.items()}
 
@@ -126,7 +127,7 @@ def test_measured_similarity_is_that_of_the_carries():
     found = measured(setting.field, X_1, RANDOM)
     times = torch.linspace(1, 0, 6, dtype=torch.float64)
     for t, t_next in zip(times[:-1], times[1:], strict=True):
-        out = setting.field(x, t)
+        out = setting.field(x, t, ANEW)
         carries.append(out.carry)
         x = x + (t_next - t) * out.pred
     torch.testing.assert_close(found, x)

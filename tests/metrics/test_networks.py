@@ -64,7 +64,7 @@ def weights(tmp_path_factory):
 def test_inception_reads_a_local_file_alone(weights, tmp_path, monkeypatch):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     network = InceptionV3Features(str(weights), sha256=digest[:8])
-    features, logits, spatial = network(pictures(2, 1))
+    features, logits, spatial, *_ = network(pictures(2, 1))
     assert features.shape == (2, 2048) and logits.shape == (2, 1008) and spatial.shape == (2, 2023)
     assert torch.cat([features, logits, spatial], 1).isfinite().all() and not network.train().training
     assert digest[:16] in network.fingerprint

@@ -34,6 +34,8 @@ def keys_in(description):
     return found - {"", "_step", "trainer/global_step"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_names_only_what_was_logged(tmp_path, monkeypatch, capsys):
     """Against the file that W&B itself wrote."""
     monkeypatch.setattr(dashboard, "has_account", lambda: False)

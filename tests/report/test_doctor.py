@@ -17,7 +17,7 @@ from tasks.launch import CONF, compose
 
 RECIPES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 FOLDER = CONF.parent / "experiments" / "fingerprints"
-QUICK = ("repa_sit_s", "repa_e_sit_s", "sra_sit_b", "ddt_b", "sd3_d15", "ldm_first_stage_vq_f4")
+QUICK = ("repa_sit_s", "ddt_b", "ldm_first_stage_vq_f4")
 
 
 def composed(tmp_path: Path, recipe: str, *words: str):

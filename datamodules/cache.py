@@ -125,19 +125,7 @@ class CachedOutputs:
             for batch in batches:
                 yield [self.source.captions[i] for i in batch], bookkeeping(self.source, np.array(batch), False)
             return
-        workers = min(self.making.workers, len(batches) - 1)
-        loader = DataLoader(
-            _Views(self.source, self.outputs.name == "latents"),
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=whole_batch,
-            timeout=STALLED_AFTER if workers else 0,
-            generator=torch.Generator(),  # the loader draws a seed from it: the global one stays as it was
-        )
-        for found in loader:
-            if isinstance(found, UserError):
-                raise found
-            images, rest = found
+        for images, rest in read(_Views(self.source, self.outputs.name == "latents"), batches, self.making.workers):
             yield images.float() / 255, rest
 
     def _stored(self, arrays: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -154,6 +142,27 @@ class CachedOutputs:
                 )
             found[key] = stored.numpy()
         return found
+
+
+def read(dataset: Dataset[Any], batches: list[Any], workers: int) -> Iterator[Any]:
+    """What a data set gives for these batches of rows, in their order, read by so many processes.
+
+    Raises:
+        UserError: that it gave instead of a batch.
+    """
+    workers = min(workers, len(batches) - 1)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=whole_batch,
+        timeout=STALLED_AFTER if workers else 0,
+        generator=torch.Generator(),  # the loader draws a seed from it: the global one stays as it was
+    )
+    for found in loader:
+        if isinstance(found, UserError):
+            raise found
+        yield found
 
 
 class _Views(Dataset[Any]):

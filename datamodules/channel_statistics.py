@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from datamodules.files import write_atomically
+from repalign.folders import write_atomically
 
 STATISTICS = "statistics.safetensors"
 

@@ -13,11 +13,12 @@ import numpy as np
 from datamodules.cache import short
 from datamodules.captions import CaptionedSource, Sets
 from datamodules.encoded import EncodedPictures
-from datamodules.files import sha256_of, write_atomically
+from datamodules.files import sha256_of
 from datamodules.source import Boxed, Named, PictureSource, Segmented
 from datamodules.store import MANIFEST
 from datamodules.texts import SomeTexts
 from repalign.errors import UserError
+from repalign.folders import write_text
 
 PICTURES = "pictures.jsonl"
 FORMAT = 1
@@ -45,16 +46,15 @@ def write_decisions(folder: Path, decisions: Sequence[Decision], info: Mapping[s
 
     The manifest comes last: one that is there speaks of a list that is whole.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for one in sorted(decisions, key=lambda decision: decision.name):
         told = {"name": one.name, "kept": one.step is None, "step": one.step, "reason": one.reason}
         lines.append(json.dumps({**told, "copy_of": one.copy_of}, ensure_ascii=False))
-    write_atomically(folder / PICTURES, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+    write_text(folder / PICTURES, "".join(f"{line}\n" for line in lines))
     content = {"format": FORMAT, "pictures": len(decisions), "kept": sum(one.step is None for one in decisions)}
     content |= {**info, "sha256": sha256_of(folder / PICTURES)}
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+    write_text(folder / MANIFEST, text)
 
 
 def read_decisions(path: Path) -> list[Decision]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.cache import STALLED_AFTER, short, whole_batch
+from datamodules.cache import read, short
 from datamodules.curated import Decision, names_of, whole_picture
 from datamodules.encoded import UnreadableImage
 from datamodules.own_store import ensure_store
@@ -66,7 +66,9 @@ def measured(source: PictureSource, steps: Mapping[str, Step], root: Path, how: 
 
     def make(rows: range, advance: Advance) -> dict[str, np.ndarray]:
         parts = []
-        for pictures in _batches(source, rows, how):
+        starts = range(rows.start, rows.stop, how.batch)
+        batches = [list(range(first, min(first + how.batch, rows.stop))) for first in starts]
+        for pictures in read(_Whole(source), batches, how.workers):
             shown = [_STAND_IN if picture is None else picture for picture in pictures]
             size = np.array([picture.shape[1:] for picture in shown], dtype=np.int32)
             readable = np.array([picture is not None for picture in pictures], dtype=np.uint8)
@@ -112,24 +114,6 @@ def _measure(steps: Mapping[str, Step], pictures: Sequence[Tensor]) -> dict[str,
                 raise UserError(f"task.steps.{step_name}: '{name}' is not finite; look for the fault in the network")
             found[f"{step_name}/{name}"] = values.numpy()
     return found
-
-
-def _batches(source: PictureSource, rows: range, how: Measuring) -> Iterator[list[Tensor | None]]:
-    starts = range(rows.start, rows.stop, how.batch)
-    batches = [list(range(first, min(first + how.batch, rows.stop))) for first in starts]
-    workers = min(how.workers, len(batches) - 1)
-    loader = DataLoader(
-        _Whole(source),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=whole_batch,
-        timeout=STALLED_AFTER if workers else 0,
-        generator=torch.Generator(),  # the loader draws a seed from it: the global one stays as it was
-    )
-    for found in loader:
-        if isinstance(found, UserError):
-            raise found
-        yield found
 
 
 class _Whole(Dataset[Any]):

@@ -5,28 +5,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
-import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 BLOCK = 2**20  # bytes per CRC-32: how closely a damaged place is named
 
 FileEntry = dict[str, Any]  # bytes, sha256, crc32 (eight hexadecimal digits per block, joined)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call ``write(file)`` on a temporary file beside ``path`` and rename it: readers see the whole file or none."""
-    # Not the process id: on a disk that several machines share it is no name.
-    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.incomplete")
-    with open(partial_path, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial_path, path)
 
 
 def remove_incomplete(folder: Path, names: Iterable[str] | None = None) -> None:

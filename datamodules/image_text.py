@@ -21,11 +21,11 @@ from datamodules.captions import CaptionMix
 from datamodules.curated import kept_of
 from datamodules.dataset import SerialDataset
 from datamodules.encoded import EncodedPictures, UnreadableImage
-from datamodules.files import write_atomically
 from datamodules.outputs import Outputs
 from datamodules.progress import progress
 from datamodules.store import ArrayStore
 from repalign.errors import UserError
+from repalign.folders import write_atomically
 
 
 class ImageTextDataModule(ImageDataModule):

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from datamodules.channel_statistics import statistics_of, sums_of, write_statistics
-from datamodules.files import entry_of, lock_path, locked, remove_incomplete, write_atomically
+from datamodules.files import entry_of, lock_path, locked, remove_incomplete
 from datamodules.progress import Advance, first_rank, progress
 from datamodules.store import MANIFEST, TEXT, ArrayStore, DamagedStore, Manifest, Verify, damages
 from datamodules.texts import pack
 from repalign.errors import UserError
+from repalign.folders import write_atomically
 
 Make = Callable[[range, Advance], Mapping[str, np.ndarray]]
 

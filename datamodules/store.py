@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.files import FileEntry, damaged_bytes, digest_of, sha256_of, write_atomically
+from datamodules.files import FileEntry, damaged_bytes, digest_of, sha256_of
 from datamodules.progress import progress
 from datamodules.texts import unpack
 from repalign.errors import UserError
+from repalign.folders import write_text
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -261,7 +262,7 @@ def _ignore(steps: int) -> None:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps({**content, "sha256": digest_of(content)}, indent=1, ensure_ascii=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.cache import short
-from datamodules.files import lock_path, locked, write_atomically
+from datamodules.files import lock_path, locked
 from datamodules.progress import progress
 from repalign.errors import UserError
+from repalign.folders import write_atomically
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 MOST_NOTE = 1 << 24  # bytes of a label or a JSON member, which are read whole

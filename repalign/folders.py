@@ -1,14 +1,33 @@
-"""Folders that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from repalign.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call ``write(file)`` on a temporary file beside ``path`` and rename it: readers see the whole file or none."""
+    # Not the process id: on a disk that several machines share it is no name.
+    partial_path = path.with_name(f".{path.name}.{secrets.token_hex(4)}.incomplete")
+    with open(partial_path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial_path, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small text file (UTF-8), whole or not there; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, open_dict
 
@@ -25,7 +24,7 @@ from tasks.peer import tables as peer_tables
 from tasks.peers import kind_of
 from tasks.record import commit_of, hardware
 from tasks.tables import markdown, show
-from tasks.train import by_hand, prepare, quiet
+from tasks.train import prepare, quiet, trainer_for
 
 # What belongs to a step; the others write, draw and score between steps.
 CALLBACKS_OF_A_STEP = ("guard", "journal")
@@ -53,7 +52,7 @@ def run(cfg: DictConfig) -> None:
     quiet()
     Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)  # the journal looks at its disk
     # All are composed and checked before the first is measured.
-    composed = [recipe_of(cfg, recipe) for recipe in cfg.task.recipes] or [cfg]
+    composed = [other_recipe(cfg, recipe) for recipe in cfg.task.recipes] or [cfg]
     rows, missing = [], []
     for one in composed:
         try:
@@ -71,7 +70,7 @@ def run(cfg: DictConfig) -> None:
     print(f"wrote benchmark.json and benchmark.md to {cfg.task.output}", flush=True)
 
 
-def recipe_of(cfg: DictConfig, recipe: str) -> DictConfig:
+def other_recipe(cfg: DictConfig, recipe: str) -> DictConfig:
     """Another recipe with the same words of the command line, checked.
 
     Raises:
@@ -94,16 +93,7 @@ def measure(cfg: DictConfig) -> dict[str, Any]:
     module = assembly.module
     times = StepTimes(cfg.task.warmup, cfg.task.steps, CLOCKS[cfg.task.clock])
     of_a_step = build({k: v for k, v in cfg.callbacks.items() if k in CALLBACKS_OF_A_STEP}, "callbacks")
-    trainer: pl.Trainer = build(cfg.trainer, "trainer")(
-        **{
-            **by_hand(module, cfg),
-            "max_steps": times.total,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-        },
-        logger=False,
-        callbacks=[*of_a_step.values(), times],
-    )
+    trainer = trainer_for(cfg, module, times.total, [*of_a_step.values(), times])
     device = trainer.strategy.root_device
     if cfg.task.clock == "cpu" and device.type != "cpu":
         raise UserError(f"task.clock: cpu, but the step runs on {device}; set task.clock=wall")

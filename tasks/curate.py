@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.curated import Decision, write_decisions
 from datamodules.curation import READABLE, Measuring, judged, measured
-from datamodules.files import write_atomically
 from repalign.curation.steps import Step
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import write_text
 from tasks.curate_page import curation_page
 from tasks.instantiate import build, check_targets
 from tasks.report import render
@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> None:
     told = [{"name": name, "removed": removed[name], "options": options.get(name)} for name in (READABLE, *steps)]
     write_decisions(output, decisions, {"data": data.fingerprint, "steps": told, "attribution": data.attribution})
     page = render("curate.html", curation_page(data.source, decisions, told, task.shown))
-    write_atomically(output / REPORT, lambda file: file.write(page.encode()))
+    write_text(output / REPORT, page)
     _say(steps, decisions, removed)
     print(f"measured in {middle - began:.1f} s, judged in {time.perf_counter() - middle:.1f} s", flush=True)
     print(f"wrote {output}; report: {output / REPORT}; to train on what was kept: data.keep={output}", flush=True)

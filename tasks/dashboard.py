@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import write_text
 from tasks.report_data import RunFolder, higher_is_better, is_run, read_run
 from tasks.report_sweep import runs_below, variants_of
 from tasks.resolvers import group
@@ -37,10 +37,7 @@ def run(cfg: DictConfig) -> None:
     runs = logged_runs(folder)
     made = workspace(runs, str(cfg.task.project), cfg.task.entity, cfg.task.title or folder.name, cfg.task.sort)
     file = Path(cfg.task.output) if cfg.task.output else folder / "dashboard.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.incomplete")
-    partial.write_text(json.dumps(described(made), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, json.dumps(described(made), indent=1) + "\n")
     if not has_account():
         print(
             f"no W&B account on this machine: wrote the workspace's description to {file}; after `wandb login` the "

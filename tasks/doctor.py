@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 from callbacks.guard import Collapsed
 from repalign.errors import UserError
 from tasks import doctor_data, doctor_machine, fingerprints
-from tasks.benchmark import recipe_of
+from tasks.benchmark import other_recipe
 from tasks.diagnosis import diagnose
 from tasks.findings import LOOK, WRONG, Finding, show
 
@@ -34,13 +34,13 @@ def run(cfg: DictConfig) -> None:
     findings: list[Finding] = []
     if not task.write:
         machine = [finding for check in doctor_machine.CHECKS for finding in _made(lambda c=check: c(cfg))]
-        data = [*_made(lambda: doctor_data.pictures(cfg)), *_made(lambda: doctor_data.stores(cfg, task.verify))]
+        data = [finding for check in doctor_data.checks(cfg) for finding in _made(check)]
         show("machine", machine)
         show("data", data)
         findings += [*machine, *data]
     if task.run or task.write:
         for recipe in list(task.recipes) or [None]:
-            findings += training(cfg if recipe is None else recipe_of(cfg, recipe))
+            findings += training(cfg if recipe is None else other_recipe(cfg, recipe))
     wrong, look = (sum(f.state == state for f in findings) for state in (WRONG, LOOK))
     if wrong:
         raise UserError(f"doctor: {wrong} of {len(findings)} checks are wrong: see the lines above")

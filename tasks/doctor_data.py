@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,24 @@ ROWS = 64  # of an array that are looked at
 UNEQUAL = 20  # times as many pictures in the largest class as in the smallest
 
 
-def pictures(cfg: DictConfig) -> Iterator[Finding]:
-    """They can be opened and read; classes and captions are there."""
+def checks(cfg: DictConfig) -> list[Callable[[], Iterator[Finding]]]:
+    """The checks of a composition's data, which are opened once."""
     try:
         data: Any = build(cfg.data, "data")
         data.setup("fit")
-        count = len(data.dataset)
     except UserError as error:
-        yield Finding("pictures", WRONG, str(error), "see data")
-        return
+        closed = Finding("pictures", WRONG, str(error), "see data")
+        return [lambda: iter([closed])]
+    return [lambda: pictures(data), lambda: stores(data, cfg.data.get("root"), cfg.task.verify)]
+
+
+def pictures(data: Any) -> Iterator[Finding]:
+    """They can be read; classes and captions are there."""
+    count = len(data.dataset)
     yield Finding("pictures", FINE, f"{count:,} of {data.num_classes} classes: {data.fingerprint}")
-    if count < cfg.data.batch_size:
+    if count < data.batch_size:
         yield Finding(
-            "batch", LOOK, f"a batch of {cfg.data.batch_size} holds every picture more than once", "see data.batch_size"
+            "batch", LOOK, f"a batch of {data.batch_size} holds every picture more than once", "see data.batch_size"
         )
     source = data.source
     if data.num_classes > 1 and len(source.labels):
@@ -68,13 +73,11 @@ def _first(texts: Any, count: int) -> list[Any]:
     return [texts[i] for i in range(min(count, len(texts)))]
 
 
-def stores(cfg: DictConfig, verify: Verify) -> Iterator[Finding]:
+def stores(data: Any, root: str | None, verify: Verify) -> Iterator[Finding]:
     """Stores of these pictures: files as their manifests say, values finite and not all the same."""
-    data: Any = build(cfg.data, "data")
-    roots = [Path(str(cfg.data.get("root") or data.cache_root)), data.cache_root / data.fingerprint]
-    folders = {file.parent for root in roots for file in sorted(root.expanduser().glob(f"**/{MANIFEST}"))}
-    if cfg.data.get("root") is None:
-        folders = {folder for folder in folders if data.fingerprint in str(folder)}
+    # Where stores are what the data set consists of, they lie in its own folder.
+    place = data.cache_root / data.fingerprint if data.computes else Path(str(root)).expanduser()
+    folders = {file.parent for file in place.glob(f"**/{MANIFEST}")}
     whole, rows = 0, 0
     for folder in sorted(folders):
         name = f"store {folder.name}"

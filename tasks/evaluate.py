@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from callbacks.score_log import FILE, append_scores, score_lines, shown
 from datamodules.own_store import Share
 from datamodules.progress import progress
 from repalign.errors import UserError
+from repalign.folders import write_text
 from repalign.metrics.features import to_uint8
 from repalign.metrics.reference import Reference
 from repalign.metrics.suite import FeatureMetrics, SeveralFeatures, spaces_of
@@ -253,10 +253,7 @@ def _write(result: dict[str, Any], lines: list[dict[str, Any]], folder: Path) ->
 
 def write_evaluation(result: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".incomplete")
-    partial.write_text(json.dumps(result, indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(result, indent=2, default=str) + "\n")
 
 
 def settings_beside(folder: Path) -> dict[str, Any] | None:

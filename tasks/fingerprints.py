@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
 
 from callbacks.training_facts import TrainingFacts
 from repalign.errors import UserError
+from repalign.folders import write_text
 from tasks.build import assemble
 from tasks.instantiate import build
-from tasks.train import by_hand, prepare, quiet
+from tasks.train import prepare, quiet, trainer_for
 
 TINY = "debug=tiny"
 DIGITS = 7  # that are kept: as many as a float32 has
@@ -35,16 +34,7 @@ def take(cfg: DictConfig, steps: int) -> TrainingFacts:
     assembly = assemble(cfg)
     facts = TrainingFacts()
     guard = build({k: v for k, v in cfg.callbacks.items() if k == "guard"}, "callbacks")
-    trainer: pl.Trainer = build(cfg.trainer, "trainer")(
-        **{
-            **by_hand(assembly.module, cfg),
-            "max_steps": steps,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-        },
-        logger=False,
-        callbacks=[*guard.values(), facts],
-    )
+    trainer = trainer_for(cfg, assembly.module, steps, [*guard.values(), facts])
     prepare(assembly, trainer)
     torch.set_float32_matmul_precision("highest" if TINY in cfg.overrides else "high")  # TF32 would be other digits
     trainer.fit(assembly.module, datamodule=assembly.data)
@@ -74,13 +64,10 @@ def write(path: Path, recipe: str, seen: TrainingFacts) -> None:
         "facts": {name: _rounded(value) for name, value in sorted(seen.facts.items())},
         "curves": {name: [_rounded(v) for v in values] for name, values in sorted(seen.curves.items())},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1)
     for values in content["curves"].values():  # a curve is one line: a file of a line per number cannot be read
         text = text.replace(json.dumps(values, indent=1).replace("\n", "\n  "), json.dumps(values))
-    partial = path.with_suffix(".incomplete")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from repalign.errors import UserError
+from repalign.folders import write_text
 
 RECORD = "job.json"
 # Where a job lies, how it begins and what is read of it afterwards: two compositions that differ in these are the same.
@@ -95,10 +95,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _write(folder: Path, content: dict[str, Any], finished: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.{os.getpid()}"  # every process of a job writes it, and they write the same
-    partial.write_text(json.dumps({"finished": finished, "composition": content}, indent=1), encoding="utf-8")
-    os.replace(partial, folder / RECORD)
+    # Every process of a job writes it, and they write the same.
+    write_text(folder / RECORD, json.dumps({"finished": finished, "composition": content}, indent=1))
 
 
 def _first_difference(before: Any, after: Any, key: str = "") -> tuple[str, Any, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from repalign.errors import UserError
+from repalign.folders import write_text
 from tasks.report_data import higher_is_better, is_run
 from tasks.report_files import markdown
 from tasks.report_leaderboard import quantity
@@ -43,10 +43,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.task.add is not None:
         count = take_in(Path(cfg.task.add), folder / str(cfg.task.study))
         print(f"{count} records in {folder / str(cfg.task.study) / RECORDS}", flush=True)
-    text = ledger_of(folder)
-    partial = folder / f".{LEDGER}.incomplete"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / LEDGER)
+    write_text(folder / LEDGER, ledger_of(folder))
     print(f"wrote {folder / LEDGER}", flush=True)
 
 

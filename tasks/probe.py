@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from callbacks.pictures import save_png
 from datamodules.base import ImageDataModule
 from datamodules.progress import progress
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import write_text
 from repalign.metrics.alignment import cka, cknna
 from repalign.metrics.linear_probe import HEADS, probe_accuracy
 from repalign.protocols import Encoder
@@ -213,6 +213,4 @@ def _parts(generator: ImageGenerator, task: DictConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".incomplete")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from callbacks.pictures import grid_of, save_png
 from callbacks.score_log import FILE, append_scores
 from datamodules.progress import progress
 from repalign.errors import UserError
+from repalign.folders import write_text
 from repalign.metrics.protocol import hash_of, record_of
 from repalign.prompt_sets.interfaces import Layout, PromptSet
 from repalign.prompt_sets.summary import Judged, TagScore, by_tag, overall
@@ -96,9 +96,7 @@ def write_prompt(layout: Layout, pictures: UInt8[Tensor, "n 3 h w"], output: Pat
     for name, picture in zip(layout.pictures, pictures, strict=True):
         save_png(picture, output / name)
     for name, text in layout.texts.items():
-        partial = (output / name).with_suffix(".incomplete")
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, output / name)
+        write_text(output / name, text + "\n")
     if layout.grid is not None:
         save_png(grid_of(pictures.float() / 255, len(pictures)), output / layout.grid)
 
@@ -129,7 +127,7 @@ def score(
             advance(1)
     if not judged:
         raise UserError("prompt_set.scorer: no scorer for any of these prompts; see docs/evaluation.md")
-    _write_lines(lines, output / "results.jsonl")
+    write_text(output / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     tags = by_tag(judged)
     scores = {f"{prompts.name}/{tag}": found for tag, found in tags.items()}
     if prompts.headline is not None:
@@ -174,9 +172,3 @@ def step_of(checkpoint: Path) -> int | None:
 def _shown(name: str, found: TagScore) -> str:
     interval = "" if found.ci95 is None else f" ± {found.ci95:.2g}"
     return f"{name} {found.value:.4f}{interval}  ({found.pictures} pictures of {found.prompts} prompts)"
-
-
-def _write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
-    partial = path.with_suffix(".incomplete")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 
+from repalign.folders import write_text
+
 _PACKAGES = ("torch", "lightning", "hydra-core", "timm", "torchmetrics", "numpy")
 
 
@@ -84,6 +86,4 @@ class RunStatus(pl.Callback):
     @rank_zero_only
     def _write(self) -> None:
         self.content["written"] = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        partial = self.path.with_suffix(".incomplete")
-        partial.write_text(json.dumps(self.content, indent=2))
-        os.replace(partial, self.path)
+        write_text(self.path, json.dumps(self.content, indent=2))

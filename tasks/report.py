@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import write_text
 from tasks.report_data import RunFolder, is_run, read_run
 from tasks.report_files import write_files
 from tasks.report_leaderboard import metrics_of, sweep_page
@@ -68,9 +68,7 @@ def write_report(folder: Path, output: Path | None = None, sort: str | None = No
     target.parent.mkdir(parents=True, exist_ok=True)
     if runs:
         write_files(runs, target.parent, sort)
-    partial = target.with_name(f".{target.name}.incomplete")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_text(target, page)
     return target
 
 

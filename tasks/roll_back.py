@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from callbacks.checkpoint import checkpoints_in, step_of
 from callbacks.guard import Collapsed
 from repalign.errors import UserError
+from repalign.folders import write_text
 from repalign.seals import seal_of
 
 RECORD = "roll_backs.json"
@@ -69,6 +70,4 @@ def _set_aside(collapse: Collapsed, run_dir: Path, done: list[dict[str, Any]]) -
             seal_of(path).unlink(missing_ok=True)
     assert collapse.good is not None
     entry = {"noticed": collapse.step, "since": collapse.since, "to": step_of(collapse.good), "why": str(collapse)}
-    partial = run_dir / f".{RECORD}.incomplete"
-    partial.write_text(json.dumps([*done, entry], indent=1))
-    os.replace(partial, run_dir / RECORD)
+    write_text(run_dir / RECORD, json.dumps([*done, entry], indent=1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +12,7 @@ from typing import Any
 
 from callbacks.score_log import FILE, read_scores
 from repalign.errors import UserError, unknown_choice
+from repalign.folders import write_text
 from tasks.report_data import read_run
 from tasks.report_sweep import variant_of
 
@@ -162,20 +162,15 @@ def read_records(path: Path) -> list[RunRecord]:
 def write_records(records: Sequence[RunRecord], path: Path) -> None:
     """A list, a line per record; whole or not there."""
     lines = ",\n".join(json.dumps(as_json(record), ensure_ascii=False, allow_nan=False) for record in records)
-    _write(f"[\n{lines}\n]\n", path)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def write_record_of(folder: Path) -> RunRecord:
     """Write the record of a finished run into its folder."""
     record = record_of(folder)
-    _write(json.dumps(as_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n", folder / RECORD)
+    text = json.dumps(as_json(record), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / RECORD, text + "\n")
     return record
-
-
-def _write(text: str, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.incomplete")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def record_of(folder: Path) -> RunRecord:

@@ -108,6 +108,17 @@ def by_hand(module: pl.LightningModule, cfg: DictConfig) -> dict[str, Any]:
     return {**BY_HAND, **({"strategy": STRATEGY_BY_HAND[strategy]} if strategy in STRATEGY_BY_HAND else {})}
 
 
+def trainer_for(
+    cfg: DictConfig, module: pl.LightningModule, steps: int, callbacks: Sequence[pl.Callback]
+) -> pl.Trainer:
+    """The composition's trainer for so many steps that are looked at: it keeps and shows nothing by itself."""
+    return build(cfg.trainer, "trainer")(
+        **{**by_hand(module, cfg), "max_steps": steps, "enable_checkpointing": False, "enable_progress_bar": False},
+        logger=False,
+        callbacks=list(callbacks),
+    )
+
+
 def prepare(assembly: Assembly, trainer: pl.Trainer) -> None:
     """The data, and what of them is computed once, where the training will run."""
     assembly.data.setup("fit")

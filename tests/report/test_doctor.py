@@ -118,7 +118,7 @@ def test_a_planted_fault_is_named(plant, check, words, tmp_path, monkeypatch, ca
 def of_data(tmp_path: Path, *words: str):
     cfg = composed(tmp_path, "repa_sit_s", *words)
     cfg.task.verify = "hash"
-    return {f.check: f for f in [*doctor_data.pictures(cfg), *doctor_data.stores(cfg, cfg.task.verify)]}
+    return {finding.check: finding for check in doctor_data.checks(cfg) for finding in check()}
 
 
 def test_stores_of_these_pictures_are_looked_into(tmp_path):
@@ -144,7 +144,7 @@ def test_a_store_of_a_dead_network_is_named(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_there_is_a_finding(tmp_path):
     cfg = compose(["task=doctor", "experiment=sit_s", "data=image_folder", f"data.root={tmp_path}"])
-    (found,) = wrong(doctor_data.pictures(cfg)).values()
+    (found,) = wrong(finding for check in doctor_data.checks(cfg) for finding in check()).values()
     assert str(tmp_path) in found
 
 

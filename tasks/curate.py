@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from datamodules.curated import Decision, write_decisions
+from datamodules.curated import Decision, names_of, write_decisions
 from datamodules.curation import READABLE, Measuring, judged, measured
 from repalign.curation.steps import Step
 from repalign.errors import UserError, unknown_choice
@@ -37,9 +37,10 @@ def run(cfg: DictConfig) -> None:
     task, output = cfg.task, Path(cfg.task.output).expanduser()
     check_order(task)
     check_targets(cfg)
+    data = build(cfg.data, "data")
+    names_of(data.source)  # without names it is refused now, not when everything has been measured
     torch.manual_seed(cfg.seed)  # networks with random weights are then the same ones when it goes on
     steps = {name: build(task.steps[name], f"task.steps.{name}") for name in task.order}
-    data = build(cfg.data, "data")
     how = Measuring(task.batch_size, data.num_workers, task.piece, data.verify)
     began = time.perf_counter()
     store = measured(data.source, steps, data.cache_root, how)

@@ -31,6 +31,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"task.steps: expected 2 or more, found {task.steps!r}")
     if task.write and fingerprints.TINY not in cfg.overrides:
         raise UserError(f"task.write: a fingerprint is of a recipe with {fingerprints.TINY}; add it")
+    # All are composed and checked before the first minute is spent.
+    composed = [other_recipe(cfg, recipe) for recipe in task.recipes] or [cfg]
     findings: list[Finding] = []
     if not task.write:
         machine = [finding for check in doctor_machine.CHECKS for finding in _made(lambda c=check: c(cfg))]
@@ -39,8 +41,8 @@ def run(cfg: DictConfig) -> None:
         show("data", data)
         findings += [*machine, *data]
     if task.run or task.write:
-        for recipe in list(task.recipes) or [None]:
-            findings += training(cfg if recipe is None else other_recipe(cfg, recipe))
+        for one in composed:
+            findings += training(one)
     wrong, look = (sum(f.state == state for f in findings) for state in (WRONG, LOOK))
     if wrong:
         raise UserError(f"doctor: {wrong} of {len(findings)} checks are wrong: see the lines above")

@@ -190,3 +190,10 @@ def test_a_file_that_is_no_fingerprint(tmp_path):
     (tmp_path / "sit_s.json").write_text('{"curves": {"a": [1], "b": [1, 2]}, "facts": {}, "versions": {}}')
     with pytest.raises(UserError, match="is no fingerprint"):
         fingerprints.read(tmp_path / "sit_s.json")
+
+
+def test_recipes_are_composed_before_anything_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor_machine, "CHECKS", (lambda cfg: pytest.fail("looked"),))
+    cfg = composed(tmp_path, "sit_s", "task.recipes=[sit_x]", "task.run=true")
+    with pytest.raises(UserError, match="Did you mean 'sit_xl'"):
+        doctor.run(cfg)

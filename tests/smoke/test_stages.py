@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,7 @@ from tasks.check import check_composition
 from tasks.instantiate import build
 from tasks.launch import compose
 
+ROOT = Path(__file__).parents[2]
 # Two blocks; rates at which weights move in two steps; sizes that differ.
 WORDS = (
     "experiment=sd3_d24_stages", "debug=tiny", "backbone.depth=2", "backbone.dim=64", "ema.decay=0.5",
@@ -231,3 +236,38 @@ def test_mistakes_are_named_before_the_first_step(words, message, tmp_path):
         cfg.overrides = [*WORDS, f"paths.runs={tmp_path}", *words]
         stages.run(cfg)
     assert not list(tmp_path.rglob("job.json"))
+
+
+def finished_in(folder):
+    record = folder / "job.json"
+    return record.is_file() and json.loads(record.read_text())["finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_as_it_is_typed_on_two_processes_killed_in_the_second_stage(tmp_path):
+    """Every stage starts its own second process; two processes and one come to the same, but for rounding."""
+    folder = tmp_path / "sd3_d24_stages" / "main"
+    words = [*WORDS, f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"]
+    line = [sys.executable, str(ROOT / "run.py"), *words, "trainer.devices=2", "trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "first.log", "w") as log:
+        first = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while not checkpoints_in(folder / NAMES[1]):
+                assert first.poll() is None, (tmp_path / "first.log").read_text()[-2000:]
+                time.sleep(0.05)
+        finally:
+            first.kill()
+            first.wait()
+    assert finished_in(folder / NAMES[0]) and not finished_in(folder / NAMES[2])
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "01_px256 is finished, not run again" in done.stdout
+    alone = start(tmp_path / "alone")
+    for name in NAMES:
+        assert finished_in(folder / name)
+        ours, theirs = (last(run_dir / name)["state_dict"] for run_dir in (folder, alone))
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-3, msg=f"{name}: {key}")

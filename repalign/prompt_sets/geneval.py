@@ -16,11 +16,10 @@ from repalign.errors import UserError, nearest
 from repalign.prompt_sets.colours import Colours
 from repalign.prompt_sets.geneval_rules import COLOURS, POSITIONS, faults, kept
 from repalign.prompt_sets.interfaces import Detector, ImageText, Layout
-from repalign.prompt_sets.reading import digest_of_texts, read_entries
+from repalign.prompt_sets.reading import PROMPTS, digest_of_texts, read_entries
 from repalign.prompt_sets.summary import Judged
 
-KEY = "prompt_set.file"
-EXPECTED = "evaluation_metadata.jsonl of GenEval: tag, include, exclude and prompt on each line"
+KEY, EXPECTED = PROMPTS["repalign.prompt_sets.geneval.GenEval"]
 
 
 class GenEvalScorer:

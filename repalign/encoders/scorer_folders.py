@@ -32,7 +32,9 @@ class Wanted:
         )
 
 
-CLIP = Wanted("a CLIP", "tokenizer*.json", "openai/clip-vit-large-patch14")
+CLIP = Wanted(
+    "a CLIP (T2I-CompBench: openai/clip-vit-base-patch32)", "tokenizer*.json", "openai/clip-vit-large-patch14"
+)
 BOXES = Wanted("a detector with boxes", "preprocessor_config.json", "facebook/detr-resnet-50")
 MASKS = Wanted(
     "a Mask2Former for instances", "preprocessor_config.json", "facebook/mask2former-swin-small-coco-instance"

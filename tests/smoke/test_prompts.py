@@ -173,7 +173,7 @@ def test_missing_weights_are_said_before_anything_is_drawn(trained):
     assert done.returncode == 2 and not (trained / "nothing").exists()
     for part in (
         f"prompt_set.scorer.image_text.folder: no folder '{trained}/none'",
-        "expected a folder with config.json, tokenizer*.json and model.safetensors of a CLIP (T2I-CompBench: openai/clip-",
+        "expected a folder with config.json, tokenizer*.json and model.safetensors of a CLIP (T2I-CompBench: openai/",
         "hf download openai/clip-vit-large-patch14 --local-dir FOLDER",
         "set prompt_set.scorer.image_text.folder=FOLDER",
         "task.score=false draws and writes alone",

@@ -48,6 +48,11 @@ class Rotary2d(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-        a, b = rearrange(at_least_float32(x), "... (m pair) -> pair ... m", pair=2)
-        turned = torch.stack([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=-1)
+        pairs = at_least_float32(x).unflatten(-1, (-1, 2))
+        cos, sin = at_least_float32(self.cos), at_least_float32(self.sin)
+        if torch.compiler.is_compiling():  # a compiler fuses real arithmetic and has no kernels for complex numbers
+            a, b = pairs.unbind(-1)
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        else:  # one product that keeps the strides: about a tenth of the time
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
         return turned.flatten(-2).to(x.dtype)

@@ -68,7 +68,7 @@ def attempt(cfg: DictConfig) -> None:
     _describe(cfg, run_dir)
     if checkpoint is None and cfg.init_from not in (None, "random"):
         kept = start_from(assembly.module, cfg.init_from)
-        print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
+        print(f"beginning with {cfg.init_from}" + (f"; not from there: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunStatus(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = loggers_of(cfg)

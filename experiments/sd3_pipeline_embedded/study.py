@@ -43,7 +43,7 @@ RUNS = Path(os.environ.get("REPALIGN_RUNS", "runs")).resolve() / "sd3_pipeline_e
 PICTURES, CURATED, PAIRS = RUNS / "pictures", RUNS / "curated", RUNS / "pairs"
 DATA = ("data=image_text_folder", f"data.root={PICTURES}", "data.image_size=64", "data.num_workers=0")
 BASE = ("experiment=sd3_embedded", *DATA, f"data.keep={CURATED}", "data.batch_size=64", "data.cache_features=true",
-        "name=sd3_pipeline_base", f"run_dir={RUNS}/base", "steps=2400", "callbacks.evaluate.every=1200",
+        "name=sd3_pipeline_base", f"run_dir={RUNS}/base", "steps=1200", "callbacks.evaluate.every=400",
         "callbacks.sample_grid.every=400")  # fmt: skip
 HELD_OUT = 60  # names of which no pair is made
 DRAWN, ASKED = 4, 8  # drawings of a name for pairs; of a held-out name, before and after
@@ -88,7 +88,9 @@ def curated(kinds: dict[str, str]) -> None:
     for kind in dict.fromkeys(kinds.values()):
         own = [name for name in kinds if kinds[name] == kind]
         original = {name: name.rsplit("_", 1)[0] + "_whole.png" for name in own}
-        found = sum(step[name] is not None or step[original[name]] == "near_duplicates" for name in own)
+        found: int | str = sum(step[name] is not None or step[original[name]] == "near_duplicates" for name in own)
+        if kind in ("whole", "cut"):
+            found = ""  # nobody planted them
         removed = [sum(step[name] == by for name in own) for by in ("size", "quality", "nsfw", "near_duplicates")]
         rows.append([kind, len(own), *removed, sum(step[name] is None for name in own), found])
     save("curation.csv", ["kind", "pictures", "size", "quality", "nsfw", "near_duplicates", "kept", "found"], rows)

@@ -49,7 +49,8 @@ def lpips_distance(
 class LPIPS(nn.Module):
     """Learned perceptual image patch similarity on VGG16 (Zhang et al., arXiv:1801.03924), calibrated linear heads.
 
-    Always in evaluation mode and in float32; gradients pass to the pictures. Nothing is downloaded.
+    Always in evaluation mode, in float32 (float64 where its weights are); gradients pass to the pictures. Nothing is
+    downloaded.
 
     Args:
         vgg: ImageNet weights of torchvision's VGG16 (``vgg16-397923af.pth``); None looks where torch.hub keeps them;
@@ -96,7 +97,9 @@ class LPIPS(nn.Module):
     def forward(self, first: Float[Tensor, "b 3 h w"], second: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Distance of two batches of pictures in [-1, 1]; 0 for equal ones."""
         with torch.autocast(first.device.type, enabled=False):
-            a, b = (self._layers(self.scaled(x.float())) for x in (first, second))
+            # Pictures in float32 would round the gradient of a training in float64.
+            wide = torch.promote_types(self.scale.dtype, torch.float32)
+            a, b = (self._layers(self.scaled(x.to(wide))) for x in (first, second))
             return lpips_distance(a, b, list(self.heads))
 
     def _layers(self, x: Tensor) -> list[Tensor]:

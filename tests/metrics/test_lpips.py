@@ -1,5 +1,6 @@
 """LPIPS and the scores of reconstructions."""
 
+import copy
 import math
 
 import pytest
@@ -54,6 +55,17 @@ def test_double_scaling_is_an_option(pictures):
     plain = LPIPS(vgg="random", heads="random")
     double = LPIPS(vgg="random", heads="random", double_scaling=True)
     torch.testing.assert_close(double.scaled(pictures[0]), plain.scaled(2 * pictures[0] - 1))
+
+
+def test_float64_weights_see_float64_pictures(lpips, pictures):
+    """Else a gradient in float64 would carry the rounding of float32, which depends on the size of the batch."""
+    wide, (first, second) = copy.deepcopy(lpips).double(), pictures.double()
+    second.requires_grad_()
+    wide(first, second).sum().backward()
+    gradient = second.grad.clone()
+    moved = 1e-11 * gradient.sign()
+    rise = (wide(first, second + moved) - wide(first, second)).sum().detach()
+    assert float(rise) == pytest.approx(float((moved * gradient).sum()), rel=1e-3)
 
 
 def test_features_count_by_direction():

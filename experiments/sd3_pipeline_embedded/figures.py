@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 Rows = list[dict[str, str]]
+COLUMNS = 4  # noises of a row of the grids
 
 
 def draw(folder: Path) -> None:
@@ -18,14 +20,12 @@ def draw(folder: Path) -> None:
     mpl.use("Agg")
     held_out = rows_of(folder / "held_out.csv")
     table = [["held-out names", "before", "after"], ["---"] * 3]
-    table += [[label, *(spread(held_out, when, key) for when in ("before", "after"))] for key, label in LABELS.items()]
+    for key in ("framed", "recognised"):
+        table.append([key, *(spread(held_out, when, key) for when in ("before", "after"))])
     table.append(["preferred, where the two differ", "", preference(held_out)])
     (folder / "table.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in table))
     curve(rows_of(folder / "margin.csv"), folder / "margin.png")
     before_and_after(folder, list(dict.fromkeys(row["name"] for row in held_out)))
-
-
-LABELS = {"framed": "framed", "recognised": "recognised"}
 
 
 def rows_of(path: Path) -> Rows:
@@ -93,8 +93,6 @@ def before_and_after(folder: Path, names: list[str]) -> None:
         ink.text((x + 4, 2), when, "black", font)
         sheet.paste(grid, (x, top))
     for place in range(round(grids[0].height / height)):
-        ink.text((4, top + height * (place + 0.35)), names[place], "black", font)
+        lines = textwrap.wrap(names[place], 30)
+        ink.multiline_text((4, top + height * (place + 0.4) - 8 * len(lines)), "\n".join(lines), "black", font)
     sheet.quantize(128).save(folder / "grid.png", optimize=True)
-
-
-COLUMNS = 4

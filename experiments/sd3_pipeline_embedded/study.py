@@ -20,7 +20,7 @@ os.environ.setdefault("REPALIGN_ROOT", str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from figures import draw  # noqa: E402
+from figures import COLUMNS, draw  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from pictures import framed, write  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -47,7 +47,7 @@ BASE = ("experiment=sd3_embedded", *DATA, f"data.keep={CURATED}", "data.batch_si
         "callbacks.sample_grid.every=400")  # fmt: skip
 HELD_OUT = 60  # names of which no pair is made
 DRAWN, ASKED = 4, 8  # drawings of a name for pairs; of a held-out name, before and after
-GRID, COLUMNS = 12, 4  # held-out names, and noises, of the picture
+GRID = 12  # held-out names of the picture
 
 
 def main() -> None:
@@ -83,6 +83,7 @@ def curated(kinds: dict[str, str]) -> None:
     if (CURATED / "manifest.json").is_file() and (HERE / "curation.csv").is_file():
         return
     curate.run(composed("task=curate", *DATA, f"task.output={CURATED}", f"run_dir={RUNS}/curate"))
+    write_text(HERE / "curation.html", (CURATED / curate.REPORT).read_text(encoding="utf-8"))
     step = {one.name: one.step for one in read_decisions(CURATED)}
     rows = []
     for kind in dict.fromkeys(kinds.values()):
@@ -150,7 +151,7 @@ def measured(runs: dict[str, tuple[str, ...]]) -> None:
         edged = pad(pictures[shown], (1, 1, 1, 1), value=0.75)  # shows where a picture ends
         save_png(grid_of(edged, COLUMNS), HERE / f"grid_{when}.png")
     save("held_out.csv", ["when", "name", "noise", "framed", "recognised"], rows)
-    journal = read_run(RUNS / "tuned").metrics
+    journal = read_run(RUNS / "tuned").series
     curve = {key: journal[f"train/figure/{key}"] for key in ("margin", "accuracy")}
     steps = curve["margin"].steps
     save("margin.csv", ["step", *curve], list(zip(steps, *(one.values for one in curve.values()), strict=True)))

@@ -83,7 +83,6 @@ def curated(kinds: dict[str, str]) -> None:
     if (CURATED / "manifest.json").is_file() and (HERE / "curation.csv").is_file():
         return
     curate.run(composed("task=curate", *DATA, f"task.output={CURATED}", f"run_dir={RUNS}/curate"))
-    write_text(HERE / "curation.html", (CURATED / curate.REPORT).read_text(encoding="utf-8"))
     step = {one.name: one.step for one in read_decisions(CURATED)}
     rows = []
     for kind in dict.fromkeys(kinds.values()):

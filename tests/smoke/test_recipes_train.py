@@ -102,3 +102,13 @@ def test_two_encoders_train_two_heads(tmp_path):
 def test_other_paths_and_predictions_train(words, tmp_path):
     losses = column(train(tmp_path, "experiment=sit_s", *words), "train/loss")
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_run_that_was_killed_after_its_last_step_says_what_it_lacks(tmp_path, capsys):
+    run_dir = train(tmp_path, "experiment=sit_s")
+    train(tmp_path, "experiment=sit_s")
+    assert "stopped after them" not in capsys.readouterr().out
+    status = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps(status | {"status": "running"}))
+    train(tmp_path, "experiment=sit_s")
+    assert "task=evaluate or task=sample" in capsys.readouterr().out

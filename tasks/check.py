@@ -215,7 +215,7 @@ def check_start(cfg: DictConfig) -> None:
                 f"{key}: this recipe begins with given weights; set {key}=FILE or the environment variable "
                 "REPALIGN_BASE (a .safetensors of task=convert), or random for fresh ones"
             )
-        if not Path(str(value)).expanduser().is_file():
+        if not Path(str(value)).expanduser().exists():  # shards of a checkpoint are a folder
             raise UserError(f"{key}: no file '{value}'; give a .safetensors of task=convert, or a .ckpt of a run")
 
 

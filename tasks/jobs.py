@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ RECORD = "job.json"
 _PLACES = ("run_dir", "run_name", "resume", "overrides", "score")
 
 
+# How many work on it: batches and draws do not depend on that.
+_HANDS = (("trainer", "devices"), ("trainer", "num_nodes"), ("data", "num_workers"))
+
+
 def composition(cfg: DictConfig) -> dict[str, Any]:
-    """What a job computes, resolved, without the names of its folders."""
+    """What a job computes, resolved, without the names of its folders and the number of its processes."""
     plain = cfg.copy()
     for key in _PLACES:
         plain[key] = None
@@ -26,7 +31,58 @@ def composition(cfg: DictConfig) -> dict[str, Any]:
         plain.paths[key] = key
     found = OmegaConf.to_container(plain, resolve=True)
     assert isinstance(found, dict)
-    return json.loads(json.dumps(found))  # as it is read back: tuples as lists, keys as texts
+    return _without_hands(json.loads(json.dumps(found)))  # as it is read back: tuples as lists, keys as texts
+
+
+def _without_hands(plain: dict[str, Any]) -> dict[str, Any]:
+    for part, option in _HANDS:
+        if isinstance(plain.get(part), dict):
+            plain[part].pop(option, None)
+    return plain
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a job's folder says of it."""
+
+    steps: int
+    finished: bool
+
+
+def look(cfg: DictConfig) -> Record | None:
+    """What this job's folder says of it; None where no job has begun. Other ``steps`` are no other job.
+
+    Raises:
+        UserError: when the folder belongs to another composition; the line names the first key that differs.
+    """
+    folder = Path(cfg.run_dir)
+    before = _read(folder)
+    if before is None:
+        return None
+    held = before["composition"]
+    same = cfg.copy()
+    same.steps = held["steps"]
+    now = composition(same)
+    if now != held:
+        key, was, found = _first_difference(held, now)
+        raise UserError(
+            f"run_name: '{folder}' holds a job of another composition ({key} was {was!r}, is {found!r}); "
+            "choose another run_name, or remove the folder"
+        )
+    return Record(held["steps"], before["finished"])
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished job, whichever."""
+    held = _read(folder)
+    return held is not None and held["finished"]
+
+
+def mark(cfg: DictConfig, *, finished: bool) -> None:
+    """Write into the folder which job is in it."""
+    # Every process of a job writes it, and they write the same.
+    content = {"finished": finished, "composition": composition(cfg)}
+    write_text(Path(cfg.run_dir) / RECORD, json.dumps(content, indent=1))
 
 
 def begin(cfg: DictConfig) -> bool:
@@ -35,29 +91,18 @@ def begin(cfg: DictConfig) -> bool:
     A finished job may go on with more ``steps``, as a single run may.
 
     Raises:
-        UserError: when the folder belongs to another composition; the line names the first key that differs.
+        UserError: as :func:`look`.
     """
-    folder = Path(cfg.run_dir)
-    now, before = composition(cfg), _read(folder)
-    if before is not None:
-        held = before["composition"]
-        more = cfg.copy()
-        more.steps = held["steps"]
-        if composition(more) != held:
-            key, was, found = _first_difference(held, composition(more))
-            raise UserError(
-                f"run_name: '{folder}' holds a job of another composition ({key} was {was!r}, is {found!r}); "
-                "choose another run_name, or remove the folder"
-            )
-        if before["finished"] and cfg.steps <= held["steps"]:
-            return True
-    _write(folder, now, finished=False)
+    found = look(cfg)
+    if found is not None and found.finished and cfg.steps <= found.steps:
+        return True
+    mark(cfg, finished=False)
     return False
 
 
 def finish(cfg: DictConfig) -> None:
     """Mark the job as finished."""
-    _write(Path(cfg.run_dir), composition(cfg), finished=True)
+    mark(cfg, finished=True)
 
 
 def score_of(cfg: DictConfig) -> float | None:
@@ -86,17 +131,12 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        held = {"composition": dict(found["composition"]), "finished": bool(found["finished"])}
+        held = {"composition": _without_hands(dict(found["composition"])), "finished": bool(found["finished"])}
         if type(held["composition"]["steps"]) is not int:
             raise TypeError("steps")
         return held
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"'{file}' cannot be read ({type(error).__name__}); remove it to run this job again") from error
-
-
-def _write(folder: Path, content: dict[str, Any], finished: bool) -> None:
-    # Every process of a job writes it, and they write the same.
-    write_text(folder / RECORD, json.dumps({"finished": finished, "composition": content}, indent=1))
 
 
 def _first_difference(before: Any, after: Any, key: str = "") -> tuple[str, Any, Any]:

@@ -39,10 +39,9 @@ def run(cfg: DictConfig) -> None:
     (torchrun) share the drawing; one of them writes and scores.
 
     Raises:
-        UserError: one line for a missing prompt file or missing weights, before anything is drawn.
+        UserError: one line for prompts or weights that cannot be read, before anything is drawn; that they are not
+            there is said earlier (:func:`tasks.check_scores.check_prompt_set`).
     """
-    if cfg.get("prompt_set") is None:
-        raise UserError("prompt_set: none chosen; set prompt_set=geneval or prompt_set=t2i_compbench")
     if cfg.task.keep is None:
         raise UserError("task.keep: the pictures are written and scored from the folder of drawn ones; name one")
     with process_group() as share:
@@ -71,16 +70,11 @@ def prompt_set_of(cfg: DictConfig, score: bool) -> PromptSet:
     """The chosen prompts; without their scorer's networks where nothing is to be scored.
 
     Raises:
-        UserError: for missing files or weights.
+        UserError: for missing files, before the first network is read, or weights.
     """
     node: Any = OmegaConf.to_container(cfg.prompt_set, resolve=True)
-    if not score:
-        node["scorer"] = None
-    try:
-        return build(OmegaConf.create(node), "prompt_set")
-    except UserError as error:
-        hint = "; task.score=false draws and writes alone" if "no weights named" in str(error) else ""
-        raise UserError(f"{error}{hint}") from error
+    alone = build(OmegaConf.create({**node, "scorer": None}), "prompt_set")
+    return build(OmegaConf.create(node), "prompt_set") if score else alone
 
 
 def write_pictures(prompts: PromptSet, drawing: Drawing, output: Path) -> None:
@@ -125,8 +119,6 @@ def score(
             for name, one in zip(prompts.layout(place).pictures, found, strict=False):
                 lines.append({"filename": name, "tag": one.tag, "prompt": prompt, "value": one.value, **one.notes})
             advance(1)
-    if not judged:
-        raise UserError("prompt_set.scorer: no scorer for any of these prompts; see docs/evaluation.md")
     write_text(output / "results.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     tags = by_tag(judged)
     scores = {f"{prompts.name}/{tag}": found for tag, found in tags.items()}

@@ -25,6 +25,7 @@ from tasks.build import Assembly, assemble
 from tasks.instantiate import build
 from tasks.loggers import describe, end, loggers_of
 from tasks.record import RunStatus, show_config
+from tasks.report_data import read_run
 from tasks.roll_back import roll_back, roll_backs, seed_after
 from tasks.run_records import write_record_of
 from tasks.start import start_from
@@ -61,6 +62,12 @@ def attempt(cfg: DictConfig) -> None:
     done = 0 if checkpoint is None else _step_of(checkpoint)
     if done >= cfg.steps:
         print(f"{checkpoint} has all {cfg.steps} steps already; give more steps=... or another run_name", flush=True)
+        if read_run(run_dir).record.get("status") != "finished":
+            print(
+                "it was stopped after them, before its last scores and pictures: the same words with task=evaluate or "
+                "task=sample make them",
+                flush=True,
+            )
         return
     rank_zero_only(show_config)(cfg)
     assembly = assemble(cfg)
@@ -68,7 +75,7 @@ def attempt(cfg: DictConfig) -> None:
     _describe(cfg, run_dir)
     if checkpoint is None and cfg.init_from not in (None, "random"):
         kept = start_from(assembly.module, cfg.init_from)
-        print(f"beginning with {cfg.init_from}" + (f"; not in it: {', '.join(kept)}" if kept else ""), flush=True)
+        print(f"beginning with {cfg.init_from}" + (f"; not from there: {', '.join(kept)}" if kept else ""), flush=True)
     record = RunStatus(run_dir, started, checkpoint, assembly.data.attribution)
 
     loggers = loggers_of(cfg)

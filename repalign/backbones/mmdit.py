@@ -14,11 +14,12 @@ from repalign.nn.blocks import Modulation, modulate
 from repalign.nn.embed import TimeEmbedding, VectorEmbedding, unpatchify
 from repalign.nn.init import xavier_linear_, xavier_patchify_, zero_
 from repalign.nn.joint import JointBlock
-from repalign.nn.positions import central, position_table
+from repalign.nn.positions import central, paper_rule, position_table
 from repalign.nn.token_io import PatchEmbed
 from repalign.state import Cond, Output, Tokens, TokenSpec
 
 HEAD_DIM = 64
+PATCH_PIXELS = 16  # of SD3: an autoencoder of 8, patches of 2
 
 
 class MMDiT(nn.Module):
@@ -43,7 +44,8 @@ class MMDiT(nn.Module):
         dual_blocks: blocks with a second attention over the image alone, 1-based (SD3.5 medium: the first 13).
         time_scale: what t is multiplied by: 1000 in SD3, 1 in REPA's network.
         table_side: side of the position table in patches; None for the longer side of the latent.
-        table_spacing, table_origin: see :func:`repalign.nn.positions.position_table`.
+        table_spacing, table_origin: see :func:`repalign.nn.positions.position_table`; None for the paper's rule
+            (:func:`repalign.nn.positions.paper_rule`) with S = 16 px for each patch of the latent's longer side.
         zero_init: zero modulations and zero output, as DiT; REPA's network begins with PyTorch's own initial weights.
 
     Initial weights are DiT's; those of the official run are not published.
@@ -71,8 +73,8 @@ class MMDiT(nn.Module):
         dual_blocks: Sequence[int] = (),
         time_scale: float = 1000.0,
         table_side: int | None = None,
-        table_spacing: float = 1.0,
-        table_origin: float = 0.0,
+        table_spacing: float | None = 1.0,
+        table_origin: float | None = 0.0,
         zero_init: bool = True,
     ) -> None:
         super().__init__()
@@ -85,9 +87,13 @@ class MMDiT(nn.Module):
         grid = (height // patch, width // patch)
         self.patch = patch
         self.time_scale = time_scale
-        self.table_spacing = table_spacing
+        side = table_side or max(grid)
+        origin, spacing = paper_rule(side, PATCH_PIXELS * max(grid), PATCH_PIXELS)
+        self.table_spacing = spacing if table_spacing is None else table_spacing
         self.patchify = PatchEmbed(latent_shape, patch, dim)
-        self.pos_embed = nn.Buffer(position_table(dim, table_side or max(grid), table_spacing, table_origin))
+        self.pos_embed = nn.Buffer(
+            position_table(dim, side, self.table_spacing, origin if table_origin is None else table_origin)
+        )
         self.time_embed = TimeEmbedding(dim)
         self.pooled_embed = None if pooled_dim is None else VectorEmbedding(pooled_dim, dim)
         self.text_embed = nn.Linear(context_dim, dim)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repalign.curation.neighbours import similar_pairs
-from repalign.curation.quality import measures
+from repalign.curation.quality import FORMULAS, measures
 from repalign.curation.steps import Candidates, Picture, Verdict
 from repalign.encoders.features import resized
 from repalign.errors import UserError
@@ -61,7 +61,7 @@ class NearDuplicates:
         self.threshold = threshold
         self.size = size
         self.clusters = clusters
-        self.fingerprint = f"embedding {network.fingerprint} at {size}"
+        self.fingerprint = f"embedding {network.fingerprint} at {size}, {FORMULAS}"
 
     @torch.no_grad()
     def measure(self, pictures: Sequence[Picture]) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from repalign.curation.steps import Candidates, Picture, Verdict, outside
 # Of ITU-R BT.601, which JPEG uses.
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _BYTE = 1 / 255
+FORMULAS = "quality 2"  # stands for them in fingerprints
 
 
 def measures(picture: Picture) -> dict[str, float]:
@@ -23,7 +24,8 @@ def measures(picture: Picture) -> dict[str, float]:
     * entropy: -sum p log2 p over the 256 values of the byte round(255 y), in [0, 8] bits.
     * blocking: (b + 1/255) / (a + 1/255) - 1, with b the mean absolute difference of neighbours across the borders of
       the 8 x 8 blocks that begin at the corner, a the mean over all other neighbours. About 0 without JPEG.
-    * quality: (s / (s + .02) c / (c + .1) e / 8)^(1/3) / (1 + max(0, blocking)), in [0, 1): which of two is better.
+    * quality: (s / (s + .02) c / (c + .1))^(1/2) / (1 + max(0, blocking)), in [0, 1), of sharpness s and contrast c:
+      which of two is better. Without entropy: JPEG's ringing raises it.
 
     None of them says whether a picture is beautiful. Sides below 3 pixels give 0 for what needs neighbours.
     """
@@ -33,7 +35,7 @@ def measures(picture: Picture) -> dict[str, float]:
     share = counts[counts > 0] / counts.sum()
     entropy = abs(float((share * share.log2()).sum()))
     sharpness, contrast, blocking = _laplacian(y), float(y.std(correction=0)), _blocking(y)
-    score = (sharpness / (sharpness + 0.02) * contrast / (contrast + 0.1) * entropy / 8) ** (1 / 3)
+    score = (sharpness / (sharpness + 0.02) * contrast / (contrast + 0.1)) ** 0.5
     return {
         "sharpness": sharpness,
         "contrast": contrast,
@@ -68,7 +70,7 @@ class QualityLimits:
         blocking: largest value.
     """
 
-    fingerprint = "quality 1"
+    fingerprint = FORMULAS
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ from torch import Tensor
 from repalign.encoders.features import CLIP_MEAN, CLIP_STD
 from repalign.encoders.frozen import Frozen, digest
 from repalign.encoders.local_folder import load_network, load_reader
+from repalign.encoders.scorer_folders import CLIP
 
 KEY = "clip.folder"
-WANTED = "a folder with config.json, model.safetensors and tokenizer of a CLIP, such as openai/clip-vit-large-patch14"
 
 
 class ClipImageText(Frozen):
@@ -42,8 +42,8 @@ class ClipImageText(Frozen):
 
     def __init__(self, folder: str | Path | None, key: str = KEY) -> None:
         super().__init__()
-        network: Any = load_network(folder, "CLIPModel", key, WANTED)
-        self.network, self.tokenizer = network, load_reader(folder, "AutoTokenizer", key, WANTED)
+        network: Any = load_network(folder, "CLIPModel", key, CLIP)
+        self.network, self.tokenizer = network, load_reader(folder, "AutoTokenizer", key, CLIP)
         self.size: int = network.config.vision_config.image_size
         self.length: int = network.config.text_config.max_position_embeddings
         self.resize = f"bicubic, antialiased, shorter side to {self.size}, middle"

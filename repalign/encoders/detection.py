@@ -12,11 +12,9 @@ from torch import Tensor
 
 from repalign.encoders.frozen import Frozen, digest
 from repalign.encoders.local_folder import load_network, load_reader
+from repalign.encoders.scorer_folders import BOXES, MASKS
 from repalign.errors import UserError
 
-WANTED = "a folder with config.json, preprocessor_config.json and model.safetensors of"
-BOXES = f"{WANTED} a detector with boxes, such as facebook/detr-resnet-50"
-MASKS = f"{WANTED} a Mask2Former for instances, such as facebook/mask2former-swin-small-coco-instance"
 LEAST = 0.05  # of a score; no rule looks below
 
 

@@ -7,19 +7,20 @@ from typing import Any
 
 import torch
 
+from repalign.encoders.scorer_folders import Wanted, find_folder
 from repalign.encoders.text_folder import check_plain, package
 from repalign.errors import UserError
 from repalign.reading import first_line
 
 
-def load_network(folder: str | Path | None, kind: str, key: str, wanted: str) -> Any:
+def load_network(folder: str | Path | None, kind: str, key: str, wanted: Wanted) -> Any:
     """A network in float32. Nothing is downloaded, no code of the folder is run, only safetensors are read.
 
     Args:
         folder: with config.json and model.safetensors.
         kind: the class of ``transformers``.
         key: of the configuration, for messages.
-        wanted: what the folder should hold, for messages.
+        wanted: what the folder must hold.
 
     Raises:
         UserError: naming the key when the folder is not named, is not there, or holds something else.
@@ -36,7 +37,7 @@ def load_network(folder: str | Path | None, kind: str, key: str, wanted: str) ->
     )
 
 
-def load_reader(folder: str | Path | None, kind: str, key: str, wanted: str) -> Any:
+def load_reader(folder: str | Path | None, kind: str, key: str, wanted: Wanted) -> Any:
     """The tokenizer (``AutoTokenizer``) or image processor (``AutoImageProcessor``) of a folder.
 
     Raises:
@@ -52,17 +53,13 @@ def load_reader(folder: str | Path | None, kind: str, key: str, wanted: str) -> 
     )
 
 
-def _place(folder: str | Path | None, key: str, wanted: str) -> Path:
-    if folder is None:
-        raise UserError(f"{key}: no weights named; expected {wanted}")
-    place = Path(folder).expanduser()
-    if not (place / "config.json").is_file():
-        raise UserError(f"{key}: no config.json in '{place}'; expected {wanted}")
+def _place(folder: str | Path | None, key: str, wanted: Wanted) -> Path:
+    place = find_folder(folder, key, wanted)
     check_plain(place, key)
     return place
 
 
-def _read(read: Any, place: Path, key: str, wanted: str) -> Any:
+def _read(read: Any, place: Path, key: str, wanted: Wanted) -> Any:
     try:
         return read()
     except Exception as error:  # a folder of someone else; the library raises nearly every kind

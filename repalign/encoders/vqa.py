@@ -13,9 +13,8 @@ from torch import Tensor
 from repalign.encoders.features import CLIP_MEAN, CLIP_STD, resized
 from repalign.encoders.frozen import Frozen, digest
 from repalign.encoders.local_folder import load_network, load_reader
+from repalign.encoders.scorer_folders import BLIP
 from repalign.errors import UserError
-
-WANTED = "a folder with config.json, tokenizer and model.safetensors of a BLIP, such as Salesforce/blip-vqa-base"
 
 
 class BlipVQA(Frozen):
@@ -39,11 +38,11 @@ class BlipVQA(Frozen):
 
     def __init__(self, folder: str | Path | None, key: str = "vqa.folder", length: int = 35) -> None:
         super().__init__()
-        self.network: Any = load_network(folder, "BlipForQuestionAnswering", key, WANTED)
-        self.tokenizer: Any = load_reader(folder, "AutoTokenizer", key, WANTED)
+        self.network: Any = load_network(folder, "BlipForQuestionAnswering", key, BLIP)
+        self.tokenizer: Any = load_reader(folder, "AutoTokenizer", key, BLIP)
         known = self.tokenizer.get_vocab()
         if missing := [word for word in ("yes", "no") if word not in known]:
-            raise UserError(f"{key}: the tokenizer in '{folder}' has no token '{missing[0]}'; expected {WANTED}")
+            raise UserError(f"{key}: the tokenizer in '{folder}' has no token '{missing[0]}'; expected {BLIP}")
         self.answers = [known["yes"], known["no"]]
         words = self.network.config.text_config.vocab_size
         self.begin = words - 1 if words > len(self.tokenizer) else None

@@ -44,11 +44,15 @@ class Rotary2d(nn.Module):
     def __init__(self, head_dim: int, grid: tuple[int, int], theta: float = 10000.0, extent: float = 16.0) -> None:
         super().__init__()
         angles = rotary_angles(head_dim, grid, theta, extent)
-        # (a, b) cos + (b, a) (-sin, sin): a pair at once, which passes over x half as often as one channel by one.
-        self.register_buffer("cos", angles.cos().repeat_interleave(2, -1), persistent=False)
-        self.register_buffer("sin", torch.stack([-angles.sin(), angles.sin()], -1).flatten(-2), persistent=False)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
 
     def forward(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
-        wide = at_least_float32(x)
-        swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        return (wide * self.cos + swapped * self.sin).to(x.dtype)
+        pairs = at_least_float32(x).unflatten(-1, (-1, 2))
+        cos, sin = at_least_float32(self.cos), at_least_float32(self.sin)
+        if torch.compiler.is_compiling():  # a compiler fuses real arithmetic and has no kernels for complex numbers
+            a, b = pairs.unbind(-1)
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
+        else:  # one product that keeps the strides: about a tenth of the time
+            turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+        return turned.flatten(-2).to(x.dtype)

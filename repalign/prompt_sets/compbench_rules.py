@@ -1,61 +1,73 @@
-"""T2I-CompBench's rules: noun phrases to ask for, and how well two boxes stand as a prompt says."""
+"""T2I-CompBench's rules: what a prompt asks for, and how well two boxes stand as it says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from repalign.encoders.detection import Detections
+from repalign.prompt_sets.words import Sentence
 
 Box = Sequence[float]  # x1, y1, x2, y2 in pixels
 NEAR, SIDES = (
     ("next to", "on side of", "near"),
     ("on the left of", "on the right of", "on the bottom of", "on the top of"),
 )
-# In the order in which a prompt is searched for them.
-PLACES = ("on side of", "next to", "near", *SIDES)
+# In the order in which a prompt is searched for them. No box stands "on top of" another: the official rule has no such
+# place, so that words of the category complex that say so give the objects' scores alone.
+PLACES = ("on side of", "next to", "near", *SIDES, "on top of")
+# What two objects of a prompt of the category complex may stand beside.
+BETWEEN = ("on top of", "on bottom of", "on the left", "on the right", "next to", "on side of", "near")
 PEOPLE = ("girl", "boy", "man", "woman")
-# What begins a noun phrase, and what ends one.
-_ARTICLES = {"a", "an", "the", "one", "two", "three", "four", "some", "his", "her", "its", "their"}
-_ENDS = set(
-    "and or with on in at of by from to into onto over under near next behind beside between above below against "
-    "around is are was were has have while that which who as for than its".split()
-)
+NO_OBJECTS = ("top", "the side", "the left", "the right")
+MOST_PHRASES = 8
+GRID = (479, 480)  # pixels: the shorter side of UniDet's input, and the most that the longer one may have
+Asked = tuple[str, str]
 
 
-def noun_phrases(prompt: str) -> list[str]:
-    """The noun phrases of a prompt of the pattern "a red book and a yellow vase".
+def phrases_asked(read: Sentence) -> list[str]:
+    """The first eight noun phrases that are no mere places."""
+    return [phrase for phrase in read.phrases if phrase not in NO_OBJECTS][:MOST_PHRASES]
 
-    The benchmark takes spaCy's noun chunks. Here a phrase begins at an article, a numeral or the prompt's beginning,
-    and ends before a conjunction, a preposition, an auxiliary verb or a comma: the same for the prompts that are
-    made from templates, and more words than a chunk where a verb of another kind follows the noun.
-    """
-    phrases: list[list[str]] = [[]]
-    for word in prompt.lower().rstrip(".").replace(",", " , ").split():
-        if word == "," or word in _ENDS:
-            phrases.append([])
-            continue
-        if word in _ARTICLES and phrases[-1]:
-            phrases.append([])
-        phrases[-1].append(word)
-    return [" ".join(phrase) for phrase in phrases if set(phrase) - _ARTICLES]
+
+def without_adjectives(read: Sentence) -> str:
+    """The words that are no adjectives, with a space between each."""
+    return " ".join(text for text, kind in read.words if kind != "ADJ")
 
 
 def place_asked(prompt: str) -> str | None:
-    """The first of ``PLACES`` that the prompt holds; 'on top of' counts as 'on the top of'."""
-    text = prompt.lower().replace("on top of", "on the top of")
-    return next((place for place in PLACES if place in text), None)
+    """The first of ``PLACES`` that the prompt holds."""
+    return next((place for place in PLACES if place in prompt), None)
 
 
-def objects_asked(prompt: str) -> tuple[str, str] | None:
-    """The first and the last thing of a spatial prompt without articles; people of any kind are 'person'."""
-    text = prompt.lower().replace("on top of", "on the top of")
-    for place in PLACES:
-        text = text.replace(place, " , ")
-    found = [" ".join(word for word in phrase.split() if word not in _ARTICLES) for phrase in noun_phrases(text)]
-    if len(found) < 2:
-        return None
-    first, last = ("person" if name in PEOPLE else name for name in (found[0], found[-1]))
-    return first, last
+def objects_asked(read: Sentence) -> Asked | None:
+    """The first and the last noun of a spatial prompt; people of any kind are 'person'."""
+    nouns = [text for text, kind in read.words if kind == "NOUN"]
+    return _people(nouns[0], nouns[-1]) if nouns else None
+
+
+def objects_beside(read: Sentence) -> Asked | None:
+    """The nouns before and after the one of ``BETWEEN`` that a prompt of the category complex holds.
+
+    Before it the nearest noun or name, after it the first noun, else the last word of the first name. None unless they
+    are two in all.
+    """
+    found: list[str] = []
+    texts = [text for text, _ in read.words]
+    for place in range(len(texts)):
+        length = next((n for n in (3, 2, 1) if " ".join(texts[place : place + n]) in BETWEEN), None)
+        if length is None:
+            continue
+        before, after = read.words[:place][::-1], read.words[place + length :]
+        found += [text for text, kind in before if kind in ("NOUN", "PROPN")][:1]
+        nouns = [text for text, kind in after if kind == "NOUN"]
+        ends = zip(after, after[1:], strict=False)
+        names = [text for (text, kind), (_, other) in ends if kind == "PROPN" and other != "PROPN"]
+        found += (nouns or names)[:1]
+    return _people(*found) if len(found) == 2 else None
+
+
+def _people(first: str, last: str) -> Asked:
+    return "person" if first in PEOPLE else first, "person" if last in PEOPLE else last
 
 
 def placed(place: str | None, box: Box, other: Box, overlap: float = 0.1, distance: float = 150.0) -> float:
@@ -86,28 +98,27 @@ def iou(box: Box, other: Box) -> float:
     return sides[0] * sides[1] / union if union > 0 else 0.0
 
 
-def spatial_score(prompt: str, found: Detections, distance: float = 150.0) -> float:
+def on_grid(height: int, width: int) -> float:
+    """What boxes in pixels of a picture are multiplied by to be in those of UniDet's input."""
+    short, long = sorted((height, width))
+    return min(GRID[0] / short, GRID[1] / long)
+
+
+def spatial_score(place: str | None, asked: Asked | None, found: Detections, distance: float = 150.0) -> float:
     """A quarter of each object's score plus half of :func:`placed`; what is below 1/2 counts as 0.
 
-    Of several objects with one name the surest is taken. An object of several words is looked for whole, then by its
-    last word.
+    Of several objects with one name the surest is taken.
     """
-    asked = objects_asked(prompt)
     if asked is None:
         return 0.0
     numbers = [_surest(name, found) for name in asked]
     score = sum(0.25 * float(found.scores[number]) for number in numbers if number is not None)
     first, last = numbers
     if first is not None and last is not None:
-        score += (
-            placed(place_asked(prompt), found.boxes[first].tolist(), found.boxes[last].tolist(), distance=distance) / 2
-        )
+        score += placed(place, found.boxes[first].tolist(), found.boxes[last].tolist(), distance=distance) / 2
     return score if score >= 0.5 else 0.0
 
 
 def _surest(name: str, found: Detections) -> int | None:
-    for wanted in (name, name.split()[-1]):
-        own = [number for number, label in enumerate(found.labels) if label == wanted]
-        if own:
-            return max(own, key=lambda number: float(found.scores[number]))
-    return None
+    own = [number for number, label in enumerate(found.labels) if label == name]
+    return max(own, key=lambda number: float(found.scores[number]), default=None)

@@ -16,11 +16,10 @@ from repalign.errors import UserError, nearest
 from repalign.prompt_sets.colours import Colours
 from repalign.prompt_sets.geneval_rules import COLOURS, POSITIONS, faults, kept
 from repalign.prompt_sets.interfaces import Detector, ImageText, Layout
-from repalign.prompt_sets.reading import digest_of_texts, read_entries
+from repalign.prompt_sets.reading import PROMPTS, digest_of_texts, read_entries
 from repalign.prompt_sets.summary import Judged
 
-KEY = "prompt_set.file"
-EXPECTED = "evaluation_metadata.jsonl of GenEval: tag, include, exclude and prompt on each line"
+KEY, EXPECTED = PROMPTS["repalign.prompt_sets.geneval.GenEval"]
 
 
 class GenEvalScorer:
@@ -33,6 +32,7 @@ class GenEvalScorer:
         threshold: of a detection's score.
         counting_threshold: the same for the tag ``counting``.
         most: objects of a class.
+        overlap: below 1, objects of a class that overlap a surer one so much are dropped; the benchmark drops none.
         margin: of relative positions.
     """
 
@@ -44,18 +44,19 @@ class GenEvalScorer:
         threshold: float = 0.3,
         counting_threshold: float = 0.9,
         most: int = 16,
+        overlap: float = 1.0,
         margin: float = 0.1,
     ) -> None:
         self.detector, self.image_text = detector, image_text
         self.names = dict(names or {})
         self.threshold, self.counting_threshold = threshold, counting_threshold
-        self.most, self.margin = most, margin
+        self.most, self.overlap, self.margin = most, overlap, margin
         self.colours = Colours(image_text, COLOURS)
 
     @property
     def fingerprint(self) -> str:
         """Networks and thresholds."""
-        rules = f"{self.threshold}-{self.counting_threshold}-{self.most}-{self.margin}"
+        rules = f"{self.threshold}-{self.counting_threshold}-{self.most}-{self.overlap}-{self.margin}"
         return f"geneval-{rules}/{self.detector.fingerprint}/{self.image_text.fingerprint}"
 
     def check(self, classes: Sequence[str]) -> None:
@@ -77,7 +78,7 @@ class GenEvalScorer:
         results = []
         for picture, seen in zip(pictures, self.detector(pictures), strict=True):
             found = seen._replace(labels=[self.names.get(label, label) for label in seen.labels])
-            objects = kept(found, threshold, self.most)
+            objects = kept(found, threshold, self.most, self.overlap)
             colours = partial(self.colours, picture, found)
             wrong = faults(asked, objects, found.boxes.tolist(), colours, self.margin)
             results.append((not wrong, wrong))

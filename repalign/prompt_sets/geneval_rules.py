@@ -13,15 +13,39 @@ POSITIONS = ("left of", "right of", "above", "below")
 Box = Sequence[float]  # x1, y1, x2, y2 in pixels
 
 
-def kept(detections: Detections, threshold: float, most: int = 16) -> dict[str, list[int]]:
-    """Numbers of the objects above the threshold by label, surest first, at most so many of each."""
+def kept(detections: Detections, threshold: float, most: int = 16, overlap: float = 1.0) -> dict[str, list[int]]:
+    """Numbers of the objects above the threshold by label, surest first, at most so many of each.
+
+    Below 1, ``overlap`` drops of those an object whose box shares that much (intersection over union, of pixels: a
+    side has one more than its difference) with a surer one's that stays.
+    """
     found: dict[str, list[int]] = {}
-    scores = detections.scores.tolist()
-    for number in sorted(range(len(scores)), key=lambda k: -scores[k]):
+    sure = (detections.scores > threshold).nonzero().flatten().tolist()
+    for number in sorted(sure, key=lambda k: -float(detections.scores[k])):
         own = found.setdefault(detections.labels[number], [])
-        if scores[number] > threshold and len(own) < most:
+        if len(own) < most:
             own.append(number)
-    return {label: own for label, own in found.items() if own}
+    if overlap < 1:
+        boxes = detections.boxes.tolist()
+        found = {label: _apart(own, boxes, overlap) for label, own in found.items()}
+    return found
+
+
+def _apart(numbers: Sequence[int], boxes: Sequence[Box], overlap: float) -> list[int]:
+    stay: list[int] = []
+    for number in numbers:
+        if all(_shared(boxes[other], boxes[number]) < overlap for other in stay):
+            stay.append(number)
+    return stay
+
+
+def _shared(box: Box, other: Box) -> float:
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(right - left + 1, 0) * max(bottom - top + 1, 0)
+
+    inner = area(*(side(box[k], other[k]) for k, side in enumerate((max, max, min, min))))
+    union = area(*box) + area(*other) - inner
+    return inner / union if union else 0.0
 
 
 def relations(box: Box, other: Box, margin: float = 0.1) -> set[str]:

@@ -10,6 +10,33 @@ from typing import Any
 
 from repalign.errors import UserError
 
+# Of the classes that a configuration may name: where their prompts are named, and what should be there.
+PROMPTS = {
+    "repalign.prompt_sets.geneval.GenEval": (
+        "prompt_set.file",
+        "evaluation_metadata.jsonl of GenEval: tag, include, exclude and prompt on each line",
+    ),
+    "repalign.prompt_sets.compbench.CompBench": (
+        "prompt_set.folder",
+        "the prompt files of T2I-CompBench (its examples/dataset), such as color_val.txt",
+    ),
+}
+
+
+def find_prompts(place: str | Path | None, key: str, expected: str) -> Path:
+    """The file or folder of a benchmark's prompts; ``key`` ends in which of them it is.
+
+    Raises:
+        UserError: when none is named, or it is not there.
+    """
+    kind = key.rpartition(".")[2]
+    if place is None:
+        raise UserError(f"{key}: no {kind} named; expected {expected}")
+    path = Path(place).expanduser()
+    if not (path.is_dir() if kind == "folder" else path.is_file()):
+        raise UserError(f"{key}: no {kind} '{place}'; expected {expected}")
+    return path
+
 
 def read_entries(file: str | Path | None, key: str, expected: str) -> list[dict[str, Any]]:
     """The objects of a file with one per line.
@@ -17,10 +44,8 @@ def read_entries(file: str | Path | None, key: str, expected: str) -> list[dict[
     Raises:
         UserError: when there is no such file, or a line is no object.
     """
-    if file is None or not Path(file).expanduser().is_file():
-        raise UserError(f"{key}: no file {'named' if file is None else repr(str(file))}; expected {expected}")
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(Path(file).expanduser().read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(find_prompts(file, key, expected).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         try:

@@ -86,6 +86,26 @@ def attempt(*words: str, **environment: str) -> tuple[str, float]:
         (["-m", "sweep=aligner_family", "~callbacks.evaluate"], ["~callbacks.evaluate", "recipes", "swept"]),
         (["experiment=sit_s"], ["data.root", "no value", "REPALIGN_IMAGENET"]),
         (["experiment=sit_s", "data.root=/no/such"], ["data.root", "/no/such"]),
+        (["experiment=sd3_embedded", "task=prompts"], ["prompt_set: none chosen", "prompt_set=geneval"]),
+        (["experiment=sd3_embedded", "task=prompts", "prompt_set=geneval"], ["prompt_set.file", "REPALIGN_GENEVAL"]),
+        (
+            ["experiment=sd3_embedded", "task=prompts", "prompt_set=geneval", "prompt_set.file=run.py"],
+            ["prompt_set.scorer.detector.folder: no weights", "hf download", "REPALIGN_DETECTOR", "task.score=false"],
+        ),
+        (
+            [
+                "experiment=sd3_embedded",
+                "task=prompts",
+                "prompt_set=t2i_compbench",
+                "prompt_set.folder=docs",
+                "prompt_set.scorer.vqa.folder=tests",
+            ],
+            ["prompt_set.scorer.vqa.folder: no config.json in 'tests'", "a BLIP for questions", "task.score=false"],
+        ),
+        (
+            ["experiment=sd3_embedded", "task=evaluate", "metric=clip_score"],
+            ["metric.network.folder: no weights", "a CLIP", "REPALIGN_CLIP_SCORE"],
+        ),
     ],
 )
 def test_one_line_in_time(words, parts):

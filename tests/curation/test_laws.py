@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
 import pytest
 import torch
 
@@ -113,6 +116,16 @@ def test_quality_of_known_pictures():
     assert found["blocking"] == pytest.approx(((1 / 3 + 1 / 255) / (1 / 255) - 1) / 2, rel=1e-4)
     blocks = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8).repeat_interleave(8, 1).repeat_interleave(8, 2)
     assert measures(blocks)["blocking"] > 5 > 0.5 > abs(measures(torch.randint(0, 256, (3, 64, 64)).byte())["blocking"])
+
+
+def test_of_a_drawing_and_its_jpeg_the_drawing_is_the_better_one():
+    drawing = PIL.Image.new("RGB", (512, 512), "white")
+    PIL.ImageDraw.Draw(drawing).ellipse((84, 76, 404, 420), fill="yellow", outline="black", width=12)
+    drawing = drawing.resize((128, 128), PIL.Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    drawing.save(file, format="JPEG", quality=40)
+    found = [measures(torch.from_numpy(np.array(image)).permute(2, 0, 1)) for image in (drawing, PIL.Image.open(file))]
+    assert found[0]["quality"] > found[1]["quality"] and found[0]["entropy"] < found[1]["entropy"]
 
 
 def test_a_limit_keeps_what_is_at_it():

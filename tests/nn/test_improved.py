@@ -36,6 +36,15 @@ def test_rotation_keeps_norms_and_products_depend_on_the_offset_alone():
     assert not torch.isclose(products[1, 2, 0, 3], products[1, 2, 0, 2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_real_arithmetic_for_compilers_equals_complex_products(dtype, monkeypatch):
+    rotary, q = Rotary2d(8, (5, 5)).to(dtype), torch.randn(2, 25, 3, 8, dtype=dtype).transpose(1, 2)
+    plain = rotary(q)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotary(q), plain)
+    assert plain.dtype == dtype and plain.stride() == q.stride()
+
+
 def test_rotary_positions_span_the_same_extent_on_every_grid():
     coarse, fine = rotary_angles(8, (3, 3)).reshape(3, 3, -1), rotary_angles(8, (5, 5)).reshape(5, 5, -1)
     torch.testing.assert_close(fine[::2, ::2], coarse)

@@ -96,3 +96,80 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     network.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+def write_boxes(folder: Path) -> Path:
+    """A YOLOS that names books and vases, for pictures of 32 px."""
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[32, 32],
+        patch_size=8,
+        num_detection_tokens=5,
+        id2label={0: "book", 1: "vase"},
+        label2id={"book": 0, "vase": 1},
+    )
+    YolosForObjectDetection(config).save_pretrained(folder)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def write_masks(folder: Path) -> Path:
+    """A Mask2Former of width 32 that names books and vases."""
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    backbone = SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=2,
+        image_size=32,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        dim_feedforward=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=5,
+        id2label={0: "book", 1: "vase"},
+        label2id={"book": 0, "vase": 1},
+    )
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"height": 32, "width": 32}, size_divisor=32).save_pretrained(folder)
+    return folder
+
+
+def write_blip(folder: Path) -> Path:
+    """A BLIP for questions of width 16, for pictures of 16 px."""
+    from transformers import BlipConfig, BlipForQuestionAnswering
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 40}
+    text |= {"bos_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
+    network = BlipForQuestionAnswering(
+        BlipConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    network.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder

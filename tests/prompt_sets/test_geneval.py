@@ -44,6 +44,18 @@ def test_relations(box, other, expected):
 def test_the_surest_objects_above_the_threshold_count():
     found = seen(("book", 0.4, LEFT), ("book", 0.9, RIGHT), ("book", 0.25, LEFT), ("vase", 0.2, LEFT))
     assert kept(found, 0.3) == {"book": [1, 0]} and kept(found, 0.3, most=1) == {"book": [1]}
+    assert kept(seen(("book", 0.3, LEFT)), 0.3) == {}  # on the threshold, in the precision of scores
+
+
+def test_overlapping_objects_may_count_once():
+    """Sides of pixels: [0, 9] is ten wide."""
+    found = seen(
+        ("book", 0.9, (0, 0, 9, 9)), ("book", 0.8, (5, 0, 14, 9)), ("book", 0.7, (10, 0, 19, 9)), ("vase", 0.6, LEFT)
+    )
+    assert kept(found, 0.3) == {"book": [0, 1, 2], "vase": [3]}
+    assert kept(found, 0.3, overlap=0.34) == {"book": [0, 1, 2], "vase": [3]}  # a third is shared
+    assert kept(found, 0.3, overlap=1 / 3) == {"book": [0, 2], "vase": [3]}  # the third one overlaps what is dropped
+    assert kept(found, 0.3, most=2, overlap=1 / 3) == {"book": [0], "vase": [3]}
 
 
 def test_counts_and_what_must_not_be_there():

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from repalign.encoders.clip import ClipImageText, middle
 from repalign.encoders.detection import BoxDetector, InstanceDetector
+from repalign.encoders.scorer_folders import WANTED
 from repalign.encoders.vqa import BlipVQA
 from repalign.errors import UserError
-from tests.prompt_sets.made_up import WORDS, write_clip, write_tokenizer
+from tests.prompt_sets.made_up import WORDS, write_blip, write_boxes, write_clip, write_masks
 
 PICTURES = torch.randint(0, 256, (2, 3, 24, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -38,26 +39,6 @@ def test_pictures_are_cut_to_the_middle():
     assert middle(torch.rand(1, 3, 40, 17), 8).shape == (1, 3, 8, 8)
 
 
-def write_boxes(folder):
-    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
-
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=[32, 32],
-        patch_size=8,
-        num_detection_tokens=5,
-        id2label={0: "book", 1: "vase"},
-        label2id={"book": 0, "vase": 1},
-    )
-    YolosForObjectDetection(config).save_pretrained(folder)
-    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
-
-
 def test_boxes(tmp_path):
     detector = BoxDetector(write_boxes(tmp_path))
     assert detector.labels == ["book", "vase"]
@@ -70,42 +51,6 @@ def test_boxes(tmp_path):
     torch.testing.assert_close(alone.boxes, one.boxes)
 
 
-def write_masks(folder):
-    from transformers import (
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        Mask2FormerImageProcessor,
-        SwinConfig,
-    )
-
-    torch.manual_seed(0)
-    backbone = SwinConfig(
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=2,
-        image_size=32,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=16,
-        dim_feedforward=16,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=5,
-        id2label={0: "book", 1: "vase"},
-        label2id={"book": 0, "vase": 1},
-    )
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
-    Mask2FormerImageProcessor(size={"height": 32, "width": 32}, size_divisor=32).save_pretrained(folder)
-    return folder
-
-
 def test_masks(tmp_path):
     detector = InstanceDetector(write_masks(tmp_path), most=6)
     for found in detector(PICTURES):
@@ -115,24 +60,6 @@ def test_masks(tmp_path):
             inside = torch.zeros_like(mask)
             inside[box[1] : box[3], box[0] : box[2]] = True
             assert not (mask & ~inside).any() and mask[box[1]].any() and mask[:, box[0]].any()
-
-
-def write_blip(folder):
-    from transformers import BlipConfig, BlipForQuestionAnswering
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 40}
-    text |= {"bos_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
-    network = BlipForQuestionAnswering(
-        BlipConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
-    )
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    network.save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
 
 
 def test_answers_are_the_decoders_first_token(tmp_path):
@@ -160,12 +87,25 @@ def test_answers_are_the_decoders_first_token(tmp_path):
 
 @pytest.mark.parametrize("network", [ClipImageText, BoxDetector, InstanceDetector, BlipVQA])
 def test_missing_weights_are_one_line(tmp_path, network, caplog):
-    with pytest.raises(UserError, match="^k: no weights named; expected a folder with config.json") as error:
-        network(None, key="k")
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="^k: no config.json in"):
-        network(tmp_path, key="k")
+    wanted = WANTED[f"{network.__module__}.{network.__name__}"]
+    for folder, message in (
+        (None, "no weights named; expected a folder with config.json"),
+        (tmp_path / "none", f"no folder '{tmp_path}/none'; expected a folder"),
+        (tmp_path, f"no config.json in '{tmp_path}'; expected"),
+    ):
+        with pytest.raises(UserError, match=f"^k: {message}") as error:
+            network(folder, key="k")
+        assert "\n" not in str(error.value) and f"'hf download {wanted.example} --local-dir" in str(error.value)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(
+        UserError, match=r"^k: no model.safetensors in '.*' \(pytorch_model.bin can hold code and is not"
+    ):
+        network(tmp_path, key="k")
+    (tmp_path / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="^k: no (tokenizer|preprocessor)"):
+        network(tmp_path, key="k")
+    (tmp_path / wanted.beside.replace("*", "")).write_text("{}")
     with caplog.at_level(logging.CRITICAL), pytest.raises(UserError, match=r"^k: .* cannot be read \(") as error:
         network(tmp_path, key="k")
     assert "\n" not in str(error.value)

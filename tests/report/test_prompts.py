@@ -20,15 +20,24 @@ from repalign.errors import UserError
 from repalign.metrics.clip_score import ClipScore
 from repalign.metrics.suite import FeatureMetrics
 from repalign.prompt_sets.compbench import CompBench
+from repalign.prompt_sets.compbench_scorers import CompBenchScorer
 from repalign.prompt_sets.geneval import GenEval, GenEvalScorer
 from tasks.check import check_composition
+from tasks.check_scores import check_prompt_set
 from tasks.launch import compose
-from tests.prompt_sets.made_up import Finds, Hears, seen, write_clip
+from tests.prompt_sets.made_up import Answers, Finds, Hears, seen, write_clip
 from tests.prompt_sets.test_geneval import ENTRIES, write
 from tests.report.test_sampling import torchrun
 from tests.report.tiny import TinyData, TinyModule
 
 ROOT = Path(__file__).parents[2]
+NETWORKS = (
+    "REPALIGN_DETECTOR",
+    "REPALIGN_BOX_DETECTOR",
+    "REPALIGN_BLIP_VQA",
+    "REPALIGN_CLIP_SCORE",
+    "REPALIGN_CLIP_B32",
+)
 FOUND = seen(("book", 0.95, (0, 0, 4, 4)), ("vase", 0.9, (0, 0, 8, 8)))
 
 
@@ -142,13 +151,20 @@ def test_drawn_pictures_are_not_drawn_again(composed, geneval, tmp_path, monkeyp
     assert (tmp_path / "prompts" / "scores.json").is_file()
 
 
-def test_a_category_without_scorer_is_written_and_told(composed, tmp_path, monkeypatch):
+def test_a_category_without_a_network_is_written_and_told(composed, tmp_path, monkeypatch):
+    (tmp_path / "color_val.txt").write_text("a red book\n")
     (tmp_path / "complex_val.txt").write_text("a red book beside a blue vase.\n")
-    monkeypatch.setattr(tasks.prompts, "build", lambda node, key: CompBench(tmp_path, ("complex",), per_prompt=2))
-    with pytest.raises(UserError, match="prompt_set.scorer: no scorer for any of these prompts"):
-        tasks.prompts.run(composed("prompts"))
+
+    def build(node, key):
+        scorer = None if node.scorer is None else CompBenchScorer(Answers())
+        return CompBench(tmp_path, ("color", "complex"), per_prompt=2, scorer=scorer)
+
+    monkeypatch.setattr(tasks.prompts, "build", build)
+    tasks.prompts.run(composed("prompts"))
     names = sorted(p.name for p in (tmp_path / "prompts" / "complex" / "samples").iterdir())
     assert names == [f"a red book beside a blue vase._00000{k}.png" for k in (0, 1)]
+    result = json.loads((tmp_path / "prompts" / "scores.json").read_text())
+    assert result["scores"].keys() == {"t2i_compbench/color"} and result["not_scored"] == 2
 
 
 def test_prompt_messages(composed, geneval, tmp_path):
@@ -157,33 +173,50 @@ def test_prompt_messages(composed, geneval, tmp_path):
     composed.assembly.module.conditioner = SimpleNamespace(reads=("label",))
     with pytest.raises(UserError, match="conditioner: tiny draws by class and reads no prompts"):
         tasks.prompts.run(composed("prompts"))
-    cfg = composed("prompts")
-    cfg.prompt_set = None
-    with pytest.raises(UserError, match="prompt_set: none chosen; set prompt_set=geneval"):
-        tasks.prompts.run(cfg)
 
 
-@pytest.mark.parametrize("name", ["geneval", "t2i_compbench"])
-def test_a_composition_says_what_is_missing(name, tmp_path, monkeypatch):
-    for variable in ("REPALIGN_GENEVAL", "REPALIGN_T2I_COMPBENCH", "REPALIGN_DETECTOR", "REPALIGN_BLIP_VQA"):
+@pytest.mark.parametrize(
+    ("name", "key", "file", "networks"),
+    [
+        ("geneval", "prompt_set.file", "evaluation_metadata.jsonl", ("detector", "image_text")),
+        ("t2i_compbench", "prompt_set.folder", "", ("vqa", "detector", "image_text")),
+    ],
+)
+def test_a_composition_says_what_is_missing(name, key, file, networks, tmp_path, monkeypatch):
+    """Prompts, then the weights of each network: none is opened, nothing is imported."""
+    for variable in ("REPALIGN_GENEVAL", "REPALIGN_T2I_COMPBENCH", *NETWORKS):
         monkeypatch.delenv(variable, raising=False)
     write(tmp_path)
     (tmp_path / "color_val.txt").write_text("a red book\n")
-    words = ["experiment=sd3_embedded", "task=prompts", f"prompt_set={name}"]
-    cfg = compose(words)
-    check_composition(cfg)
-    with pytest.raises(UserError, match=r"prompt_set\.(file|folder): no"):
-        tasks.prompts.prompt_set_of(cfg, score=False)
-    place = {
-        "geneval": [f"prompt_set.file={tmp_path}/evaluation_metadata.jsonl"],
-        "t2i_compbench": [f"prompt_set.folder={tmp_path}", "prompt_set.categories=[color]"],
-    }[name]
-    cfg = compose([*words, *place])
-    check_composition(cfg)
+    cfg = compose(["experiment=sd3_embedded", "task=prompts", f"prompt_set={name}"])
+    with pytest.raises(UserError, match=rf"{key}: no f.* named; expected .* or the environment variable REPALIGN_"):
+        check_composition(cfg)
+    OmegaConf.update(cfg, key, f"{tmp_path}/none")
+    with pytest.raises(UserError, match=rf"{key}: no f.* '{tmp_path}/none'; expected .*; set {key}=F"):
+        check_prompt_set(cfg)
+    OmegaConf.update(cfg, key, str(tmp_path / file))
+    if name == "t2i_compbench":
+        cfg.prompt_set.categories = ["color"]
+    for network in networks:
+        with pytest.raises(UserError) as error:
+            check_prompt_set(cfg)
+        line = str(error.value)
+        for part in (f"prompt_set.scorer.{network}.folder: no weights named; expected a folder with", "'hf download "):
+            assert part in line
+        assert "\n" not in line and line.endswith("; task.score=false draws and writes alone")
+        assert any(f"variable {variable};" in line for variable in NETWORKS)
+        cfg.prompt_set.scorer[network].folder = str(whole(tmp_path))
+    check_prompt_set(cfg)
+    cfg.prompt_set.scorer[network].folder, cfg.task.score = None, False
+    check_prompt_set(cfg)
     assert len(tasks.prompts.prompt_set_of(cfg, score=False).prompts) == {"geneval": 3, "t2i_compbench": 1}[name]
-    with pytest.raises(UserError, match=r"folder: no weights named; .*; task.score=false draws") as error:
-        tasks.prompts.prompt_set_of(cfg, score=True)
-    assert "\n" not in str(error.value)
+
+
+def whole(folder):
+    """A folder with the files of every network, none of which is opened by a check."""
+    for file in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"):
+        (folder / file).touch()
+    return folder
 
 
 def scored_by_captions(composed, monkeypatch, folder):

@@ -1,6 +1,7 @@
 """Every recipe takes two steps with debug=tiny and leaves a complete run folder."""
 
 import csv
+import importlib
 import json
 import math
 from pathlib import Path
@@ -12,16 +13,17 @@ from callbacks.checkpoint import checkpoints_in
 from tasks.check import check_composition
 from tasks.launch import compose
 from tasks.run_records import parse
-from tasks.train import run
 from tests.docs.names import undescribed
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
 
 
 def train(tmp_path: Path, *overrides: str) -> Path:
-    cfg = compose([*overrides, "debug=tiny", f"paths.runs={tmp_path}", "run_name=run", "callbacks.journal.every=1"])
+    words = [*overrides, "debug=tiny", f"paths.runs={tmp_path}", "run_name=run", "callbacks.journal.every=1"]
+    cfg = compose(words)
+    cfg.overrides = words
     check_composition(cfg)
-    run(cfg)
+    importlib.import_module(f"tasks.{cfg.task.name}").run(cfg)
     return Path(cfg.run_dir)
 
 
@@ -38,15 +40,18 @@ def names_in(run_dir: Path) -> set[str]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_steps(recipe, tmp_path):
     run_dir = train(tmp_path, f"experiment={recipe}")
-    losses = column(run_dir, "train/loss")
-    assert len(losses) == 2
-    assert all(math.isfinite(loss) for loss in losses)
-    assert checkpoints_in(run_dir)[-1].name == "step_00000002.ckpt"
-    for name in ("config.yaml", "run.json"):
-        assert (run_dir / name).is_file()
-    assert not undescribed(names_in(run_dir))
-    record = parse(json.loads((run_dir / "record.json").read_text()), recipe)
-    assert record.steps == 2 and record.flops > 0 and record.device_hours > 0 and record.epochs > 0
+    stages = compose([f"experiment={recipe}"]).task.get("stages")
+    folders = [run_dir / f"{number:02d}_{name}" for number, name in enumerate(stages, start=1)] if stages else [run_dir]
+    for folder in folders:
+        losses = column(folder, "train/loss")
+        assert len(losses) == 2
+        assert all(math.isfinite(loss) for loss in losses)
+        assert checkpoints_in(folder)[-1].name == "step_00000002.ckpt"
+        for name in ("config.yaml", "run.json"):
+            assert (folder / name).is_file()
+        assert not undescribed(names_in(folder))
+        record = parse(json.loads((folder / "record.json").read_text()), recipe)
+        assert record.steps == 2 and record.flops > 0 and record.device_hours > 0 and record.epochs > 0
 
 
 def test_alignment_begins_near_zero_and_sit_has_none(tmp_path):
@@ -97,3 +102,13 @@ def test_two_encoders_train_two_heads(tmp_path):
 def test_other_paths_and_predictions_train(words, tmp_path):
     losses = column(train(tmp_path, "experiment=sit_s", *words), "train/loss")
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_run_that_was_killed_after_its_last_step_says_what_it_lacks(tmp_path, capsys):
+    run_dir = train(tmp_path, "experiment=sit_s")
+    train(tmp_path, "experiment=sit_s")
+    assert "stopped after them" not in capsys.readouterr().out
+    status = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps(status | {"status": "running"}))
+    train(tmp_path, "experiment=sit_s")
+    assert "task=evaluate or task=sample" in capsys.readouterr().out

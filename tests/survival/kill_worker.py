@@ -113,14 +113,15 @@ PLACES = (*EVERYWHERE, half_written, written_not_named, named, drawing)
 
 
 def arm(kill: str) -> None:
-    """Prepare the death 'STEP:PLACE': at the first such place once STEP steps are done."""
-    step, place = kill.split(":")
+    """Prepare the death 'STEP:PLACE' or, of one run folder, 'FOLDER STEP:PLACE': there, once STEP steps are done."""
+    folder, _, moment = kill.rpartition(" ")
+    step, place = moment.split(":")
     done = {"steps": -1}
     begin = Journal.on_train_batch_start
 
     def note(self: Any, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         begin(self, trainer, pl_module, batch, batch_idx)
-        done["steps"] = pl_module.progress.step
+        done["steps"] = pl_module.progress.step if folder in ("", pl_module.run_dir.name) else -1
 
     Journal.on_train_batch_start = note
     {p.__name__: p for p in PLACES}[place](lambda: done["steps"] >= int(step))

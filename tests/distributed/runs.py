@@ -52,7 +52,7 @@ def job(folder: Path, recipe: str, processes: int, *words: str, **how: Any) -> d
         processes: how many share it.
         words: of the command line.
         how: ``kill`` (:func:`tests.distributed.worker.arm`), ``copy`` (folder of a run to continue from its first
-            checkpoint).
+            checkpoint), ``nudge`` (:func:`tests.distributed.worker.nudge`).
     """
     named = {word.split("=")[0]: word for word in (*COMMON, f"experiment={recipe}", *words)}
     return {"folder": str(folder), "processes": processes, "words": list(named.values()), **how}

@@ -1,8 +1,8 @@
 """Runs composed trainings on several processes each, one training after another; prints what each consumed.
 
 One process imports Lightning once and forks, because the import costs more than the steps. Standard input is a list of
-jobs {"folder", "processes", "words", and perhaps "kill" or "copy"}; standard output ends with a line of JSON, one entry
-per job: exit statuses, samples consumed, and how long after a signal it had left.
+jobs {"folder", "processes", "words", and perhaps "kill", "copy" or "nudge"}; standard output ends with a line of JSON,
+one entry per job: exit statuses, samples consumed, and how long after a signal it had left.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def train(job: dict[str, Any], number: int) -> list[int]:
         record(Path(job["folder"]) / f"consumed-{number}-{rank}.jsonl")
         if "kill" in job:
             arm(job["kill"], Path(job["folder"]) / f"signalled-{number}")
+        if "nudge" in job:
+            nudge(job["nudge"])
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the child ends by os._exit)
         try:
             run(compose([*job["words"], f"trainer.devices={world}", f"paths.runs={job['folder']}"]))
@@ -101,6 +103,19 @@ def arm(kill: str, signalled: Path) -> None:
         if pl_module.progress.step == int(number) and trainer.is_global_zero:
             signalled.write_text(str(time.time()))
             os.kill(os.getpid(), getattr(signal, what))
+
+    Journal.on_train_batch_start = hook
+
+
+def nudge(name: str) -> None:
+    """Move every weight of a parameter up by one unit in the last place before the first step."""
+    begin = Journal.on_train_batch_start
+
+    def hook(self: Any, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        begin(self, trainer, pl_module, batch, batch_idx)
+        if pl_module.progress.step == 0:
+            weight = pl_module.get_parameter(name).data
+            weight.copy_(torch.nextafter(weight, torch.full_like(weight, torch.inf)))
 
     Journal.on_train_batch_start = hook
 

@@ -28,7 +28,9 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(channels, dim, patch, stride=patch)
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
-        return rearrange(super().forward(input), "b d h w -> b (h w) d")
+        # Elementwise operations keep strides: laid out as maps, the residual stream would be copied by every
+        # linear layer.
+        return rearrange(super().forward(input), "b d h w -> b (h w) d").contiguous()
 
 
 class PatchIO(nn.Module):

@@ -16,7 +16,7 @@ COLUMNS = 4  # noises of a row of the grids
 
 
 def draw(folder: Path) -> None:
-    """``table.md``, ``margin.png`` and ``grid.png``."""
+    """``table.md``, ``margin.png``, and ``grid.png`` where the run has left its two grids."""
     mpl.use("Agg")
     held_out = rows_of(folder / "held_out.csv")
     table = [["held-out names", "before", "after"], ["---"] * 3]
@@ -25,7 +25,8 @@ def draw(folder: Path) -> None:
     table.append(["preferred, where the two differ", "", preference(held_out)])
     (folder / "table.md").write_text("".join(f"| {' | '.join(row)} |\n" for row in table))
     curve(rows_of(folder / "margin.csv"), folder / "margin.png")
-    before_and_after(folder, list(dict.fromkeys(row["name"] for row in held_out)))
+    if (folder / "grid_before.png").is_file() and (folder / "grid_after.png").is_file():  # of the run, not in git
+        before_and_after(folder, list(dict.fromkeys(row["name"] for row in held_out)))
 
 
 def rows_of(path: Path) -> Rows:

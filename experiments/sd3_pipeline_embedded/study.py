@@ -1,7 +1,7 @@
 """SD3's pipeline on the embedded drawings: curate, train, tune by preference; each part goes on where it stopped.
 
 python experiments/sd3_pipeline_embedded/study.py           # about an hour of one core
-python experiments/sd3_pipeline_embedded/study.py --draw    # table and pictures from the CSV files and grids alone
+python experiments/sd3_pipeline_embedded/study.py --draw    # table and curve from the CSV files alone
 """
 
 from __future__ import annotations
